@@ -1,0 +1,19 @@
+"""How nbval compares a chapter with its committed output: what is left out, and which numbers are noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dynamics.claims import MIME
+
+# Warnings and console progress bars go to stderr; a verdict's html carries the measured digits, its text/plain only its
+# status and bounds, and the same digits are in a table's json. nbval itself leaves out images and widgets.
+IGNORED = ("stderr", "text/html", MIME)
+
+
+def pytest_collectstart(collector) -> None:
+    """Called for every collected file; nbval's notebooks alone have a `skip_compare`."""
+    if hasattr(collector, "skip_compare"):
+        collector.skip_compare += IGNORED
+        # nbval opens the name as it stands, so a relative one would work from the repository's root alone
+        collector.config.option.nbval_sanitize_with = str(Path(__file__).with_name("sanitize.cfg"))
