@@ -1,0 +1,155 @@
+"""Call the probes that are due, hold them to reading only, and keep what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..errors import DynamicsError
+from ..probes import Probe
+from ..training import Snapshot, flatten, tree_map
+from .store import Series
+
+
+class Schema(NamedTuple):
+    """What a probe's readings look like, from its first one on: variables (dims, attributes, shape), coordinates."""
+
+    variables: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any], tuple[int, ...]]]
+    coords: Mapping[str, tuple[tuple[str, ...], list[Any]]]
+    source: Mapping[str, Any]
+
+
+@dataclass
+class Log:
+    """One probe's readings since the last chunk, on their device."""
+
+    schema: Schema | None = None
+    steps: list[int] = field(default_factory=list)
+    values: dict[str, list[Any]] = field(default_factory=dict)
+
+    def add(self, name: str, step: int, reading: Any) -> None:
+        """Keep copies of a reading's tensors: live views would all show the last step."""
+        if self.schema is None:
+            self.schema = _schema(name, reading)
+        variables, coords, first = self.schema
+        if not isinstance(reading, Mapping) or reading.keys() != first.keys():
+            raise DynamicsError(
+                f"the probe {name!r} returns other names at step {step} than at first: return all of them always"
+            )
+        for key in coords:
+            if reading[key] is not first[key] and _normal(key, reading[key])[1] != coords[key][1]:
+                raise DynamicsError(f"the coordinate {key!r} of the probe {name!r} changes over time: make it a tensor")
+        self.steps.append(step)
+        for key in variables:
+            value = _normal(key, reading[key])[1]
+            if np.shape(value) != variables[key][2]:
+                raise DynamicsError(
+                    f"{key!r} of the probe {name!r} changes its shape over time: return one shape always"
+                )
+            self.values.setdefault(key, []).append(value.detach().clone() if isinstance(value, torch.Tensor) else value)
+
+    def series(self, name: str) -> Series:
+        """Stack along step and bring to the CPU: the one crossing of the device."""
+        assert self.schema is not None
+        variables = {}
+        for key, (dims, attrs, _) in self.schema.variables.items():
+            values = self.values[key]
+            if isinstance(values[0], torch.Tensor):
+                stacked = torch.stack(values).cpu()
+                # numpy, and with it xarray, has no bf16
+                stacked = stacked.float() if stacked.dtype == torch.bfloat16 else stacked
+            else:
+                stacked = torch.from_numpy(np.array(values, dtype=np.float64))
+            variables[key] = (dims, stacked, attrs)
+        return Series(self.steps, variables, self.schema.coords)
+
+
+def _schema(name: str, reading: Any) -> Schema:
+    """Check a probe's first reading; raises DynamicsError with the form that a reading has."""
+    form = 'return {"layer": names, "norm": (("layer",), tensor, {"units": "1"})}, or {"loss": number}'
+    if not isinstance(reading, Mapping):
+        raise DynamicsError(f"the probe {name!r} returned a {type(reading).__name__}: {form}")
+    variables, coords = {}, {}
+    for key, value in reading.items():
+        dims, values, attrs = _normal(key, value)
+        if not isinstance(key, str) or key == "step" or "step" in dims:
+            raise DynamicsError(f"the probe {name!r} cannot use the name {key!r} or the dimension 'step': rename them")
+        if isinstance(values, list):
+            coords[key] = (dims, values)
+            continue
+        if not isinstance(values, torch.Tensor | np.ndarray | np.generic | int | float):
+            raise DynamicsError(f"{key!r} of the probe {name!r} is a {type(values).__name__}: {form}")
+        shape = tuple(np.shape(values))
+        if len(shape) != len(dims):
+            raise DynamicsError(
+                f"{key!r} of the probe {name!r} has shape {shape} but {len(dims)} dimension names: "
+                f"return {{{key!r}: ((names of its dimensions), tensor, {{'units': ...}})}}"
+            )
+        variables[key] = (dims, {k: _plain(v) for k, v in attrs.items()}, shape)
+    return Schema(variables, coords, reading)
+
+
+def _normal(key: str, value: Any) -> tuple[tuple[str, ...], Any, Mapping[str, Any]]:
+    """(dims, values, attrs) of one entry; a bare list is a coordinate of its own name, anything else bare a scalar."""
+    if isinstance(value, tuple) and len(value) >= 2 and not isinstance(value[0], int | float):
+        dims, values, *attrs = value
+        dims = (dims,) if isinstance(dims, str) else tuple(dims)
+    else:
+        dims, values, attrs = ((key,) if isinstance(value, list | tuple) else ()), value, []
+    if isinstance(values, list | tuple):
+        values = [_plain(v) for v in values]
+    return dims, values, attrs[0] if attrs else {}
+
+
+def _plain(value: Any) -> Any:
+    """numpy and torch scalars as Python's own, which JSON knows."""
+    return value.item() if hasattr(value, "item") and value.ndim == 0 else value
+
+
+def measure(
+    due: Iterable[tuple[str, Probe]],
+    snap: Snapshot,
+    modules: list[torch.nn.Module],
+    carries: dict[str, Any],
+    logs: dict[str, Log],
+) -> dict[str, Any]:
+    """Take the readings that are due into the logs; returns what the probes remember from now on.
+
+    Raises DynamicsError for a probe that wrote to the run: torch counts the writes to a tensor (all but those through
+    `.data`), and buffers are compared bit by bit, since batch norm's own writes are not counted.
+    """
+    watched = [*snap.params.values(), *snap.buffers.values(), *flatten(snap.state.opt or {}).values()]
+    watched += [*(snap.grads or {}).values(), *(snap.updates or {}).values()]
+    buffers = [b for m in modules for b in m._buffers.values() if b is not None]
+
+    def state() -> tuple[list[int], list[bool], torch.Tensor | None]:
+        bits = torch.cat([b.reshape(-1).view(torch.uint8) for b in buffers]) if buffers else None
+        return [t._version for t in watched], [m.training for m in modules], bits
+
+    before = state()
+    for name, probe in due:
+        if probe.remembers:
+            reading, carry = probe.measure(snap, carries.get(name))
+            carries = {k: v for k, v in carries.items() if k != name}
+            if carry is not None:
+                carries[name] = _copied(name, carry)
+        else:
+            reading = probe.measure(snap)
+        after = state()
+        if before[:2] != after[:2] or (buffers and not torch.equal(before[2], after[2])):
+            raise DynamicsError(
+                f"the probe {name!r} changed weights, buffers, gradients or the net's mode while measuring: let it "
+                "work on clones (torch.func.functional_call with cloned buffers)"
+            )
+        logs.setdefault(name, Log()).add(name, snap.step, reading)
+    return carries
+
+
+def _copied(name: str, carry: Any) -> Any:
+    if any(not isinstance(t, torch.Tensor) for t in flatten({"carry": carry}).values()):
+        raise DynamicsError(f"what the probe {name!r} remembers must be (dicts of) tensors, or None")
+    return tree_map(lambda t: t.detach().clone(), carry)

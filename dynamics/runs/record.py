@@ -1,0 +1,291 @@
+"""Train and record: drive the training loop, call the probes that are due, and keep chunks."""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data import Split, batches_per_epoch, load_data
+from ..errors import DynamicsError
+from ..probes import Probe
+from ..probes.base import probe_from_json
+from ..training import Recipe, Snapshot, State, evaluate, initial_state, resolve_precision, steps, tree_map
+from .measure import Log, measure
+from .run import Run, assemble, load_run
+from .store import Chunk, Series, chunk_paths, create, read_chunk, read_manifest, write_chunk
+
+RESERVED = ("train", "hyperparameters", "valid")
+AT_THE_END = frozenset(("params", "buffers", "opt"))
+MIN_CHUNK_STEPS = 250
+
+
+def train(
+    recipe: Recipe,
+    train: Split,
+    valid: Split | None = None,
+    *,
+    probes: Mapping[str, Probe] | None = None,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    start: State | None = None,
+    chunk_steps: int | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train a recipe, call the probes when they are due, and return what was recorded.
+
+    Every step records the loss and the hyperparameters in force; every whole epoch, and the end, loss and accuracy on
+    `valid`. out: a new folder, written in chunks of `chunk_steps` updates (by default whole epochs of at least 250
+    updates together), from which `resume` goes on after any interruption to a bit-identical end. seed:
+    replaces the recipe's. start: any State, to fork a run or to begin from other weights. A loss that is not finite
+    ends the run early, kept and marked as diverged. Raises DynamicsError for bad input before any training, and for a
+    probe that writes to what it reads.
+    """
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    probes = dict(probes or {})
+    _check_probes(probes)
+    if valid is not None and (valid.classes, valid.mean, valid.std) != (train.classes, train.mean, train.std):
+        raise DynamicsError(
+            "valid has other classes or normalisation than train: make it with Split.from_arrays(..., like=train)"
+        )
+    per_epoch = batches_per_epoch(train, recipe.batch_size)
+    chunk_steps = per_epoch * math.ceil(MIN_CHUNK_STEPS / per_epoch) if chunk_steps is None else chunk_steps
+    if not isinstance(chunk_steps, int) or chunk_steps < 1:
+        raise DynamicsError(f"chunk_steps must be a whole number of at least 1, got {chunk_steps!r}")
+    start = (start or initial_state(recipe, train)).clone()
+    # a fork's probes are its own, and so is what they remember
+    start = replace(start, carries={k: v for k, v in start.carries.items() if k in probes})
+    if start.step > recipe.steps_in(train):
+        raise DynamicsError(
+            f"the start is at step {start.step}, but the recipe ends at {recipe.steps_in(train)}: raise its epochs"
+        )
+    manifest = {
+        "recipe": recipe.to_json(),
+        "probes": {k: p.to_json() for k, p in probes.items()},
+        "data": {"train": _identity(train), "valid": _identity(valid) if valid else None},
+        "chunk_steps": chunk_steps,
+        "environment": environment(recipe, train),
+    }
+    first = Chunk(start)
+    chunks = [first]
+    if out is not None:
+        folder = Path(out)
+        create(folder, manifest, [first])
+    for chunk in _chunks(recipe, train, valid, probes, start, chunk_steps, progress):
+        if out is None:
+            chunks.append(chunk)
+        else:
+            write_chunk(folder, chunk)
+    return load_run(folder) if out is not None else assemble({"format": 0, **manifest}, chunks, None)
+
+
+def resume(
+    folder: str | Path,
+    train: Split | None = None,
+    valid: Split | None = None,
+    *,
+    probes: Mapping[str, Probe] | None = None,
+    progress: bool = True,
+) -> Run:
+    """Go on with a run folder where it stopped; a run that has ended is returned as it is.
+
+    train, valid: only for data that `load_data` cannot find again by name. probes: only those that are not the
+    package's own. Raises DynamicsError where data or probes are not those that the run began with.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    last = read_chunk(chunk_paths(folder)[-1], readings=False)
+    if last.status != "running":
+        return load_run(folder)
+    recipe = Recipe.from_json(manifest["recipe"])
+    given = dict(probes or {})
+    named = {k: given.pop(k) if k in given else probe_from_json(k, v) for k, v in manifest["probes"].items()}
+    for name, probe in named.items():
+        if _schedule(probe.to_json()) != _schedule(manifest["probes"][name]):
+            raise DynamicsError(
+                f"the probe {name!r} began with another schedule: resume it with the same every() or at()"
+            )
+    if given:
+        raise DynamicsError(f"this run has no probe {next(iter(given))!r}: its probes are {', '.join(named) or 'none'}")
+    train, valid = _same_data(manifest["data"], train, valid)
+    for aside in folder.glob(".chunk-*"):  # what a kill in the middle of writing left
+        aside.unlink(missing_ok=True)
+    here, then = environment(recipe, train), manifest["environment"]
+    differ = [k for k in ("torch", "threads", "device", "precision", "cpu") if here[k] != then[k]]
+    if differ:
+        told = ", ".join(f"{k} {then[k]} then and {here[k]} now" for k in differ)
+        warnings.warn(f"resuming elsewhere ({told}): results agree to rounding only", stacklevel=2)
+    for chunk in _chunks(recipe, train, valid, named, last.state, manifest["chunk_steps"], progress):
+        write_chunk(folder, chunk)
+    return load_run(folder)
+
+
+def _chunks(
+    recipe: Recipe,
+    split: Split,
+    valid: Split | None,
+    probes: Mapping[str, Probe],
+    start: State,
+    chunk_steps: int,
+    progress: bool,
+) -> Iterator[Chunk]:
+    """Train from `start`, yielding a chunk at every multiple of `chunk_steps` and one at the end."""
+    from tqdm.auto import tqdm
+
+    per_epoch, total = batches_per_epoch(split, recipe.batch_size), recipe.steps_in(split)
+    carries: dict[str, Any] = dict(tree_map(lambda t: t.to(split.device), start.carries))
+    logs: dict[str, Log] = {}
+    modules: list[Any] = []
+    # a look at the loss makes an accelerator wait, so there it is looked at now and then only
+    look = 1 if split.device.type == "cpu" else 50
+
+    with tqdm(total=total, initial=start.step, unit="step", disable=not progress, mininterval=0.5) as bar:
+        for snap in steps(recipe, split, start):
+            modules = modules or list(snap.net.modules())
+            s, last = snap.step, snap.updates is None
+            if s % chunk_steps == 0 and s > start.step and not last:
+                chunk = _close(logs, snap, carries, "running")
+                yield chunk
+                if chunk.status == "diverged":
+                    return
+            if valid is not None and (last or s % per_epoch == 0) and s > 0:
+                scored = evaluate(snap, valid)
+                units = {"loss": ((), scored.loss, {"units": "nat"}), "accuracy": ((), scored.accuracy, {"units": "1"})}
+                logs.setdefault("valid", Log()).add("valid", s, units)
+                bar.set_postfix(valid_accuracy=f"{scored.accuracy:.3f}", refresh=False)
+            due = [(k, p) for k, p in probes.items() if p.due(s) and (not last or p.reads <= AT_THE_END)]
+            if due:
+                carries = measure(due, snap, modules, carries, logs)
+            if last:
+                yield _close(logs, snap, carries, "finished")
+                return
+            _add_step(logs, snap)
+            bar.update()
+            if s % look == 0 and not math.isfinite(float(snap.loss)):
+                yield _close(logs, snap, carries, "running")
+                return
+
+
+def _add_step(logs: dict[str, Log], snap: Snapshot) -> None:
+    """What is recorded at every step of every run: loss and time, and the hyperparameters in force."""
+    reading = {"loss": ((), snap.loss, {"units": "nat"}), "epoch": ((), snap.epoch, {"units": "epoch"})}
+    logs.setdefault("train", Log()).add("train", snap.step, reading)
+    log = logs.setdefault("hyperparameters", Log())
+    if log.schema is None:
+        groups = snap.recipe.optimizer.partition(tuple(snap.params))
+        of = {member: i for i, (_, members) in enumerate(groups) for member in members}
+        coords = {
+            "group": (("group",), [pattern for pattern, _ in groups]),
+            "parameter": (("parameter",), list(snap.params)),
+            "group_of": (("parameter",), [of[k] for k in snap.params]),
+        }
+    else:
+        coords = {k: log.schema.source[k] for k in ("group", "parameter", "group_of")}
+    values = {k: (("group",), np.array(v)) for k, v in snap.hyperparameters.values.items()}
+    log.add("hyperparameters", snap.step, {**coords, **values})
+
+
+def _close(logs: dict[str, Log], snap: Snapshot, carries: dict[str, Any], status: str) -> Chunk:
+    """Empty the logs into a chunk with the state at this step; a loss that was not finite makes it the run's last."""
+    readings = {name: log.series(name) for name, log in sorted(logs.items()) if log.steps}
+    logs.update({name: Log(log.schema) for name, log in logs.items()})
+    state = tree_map(lambda t: t.detach().cpu().clone(), replace(snap.state, carries=carries))
+    bad = _not_finite(readings)
+    return Chunk(state, readings, status if bad is None else "diverged", bad)
+
+
+def _not_finite(readings: Mapping[str, Series]) -> int | None:
+    """The step of the first loss that is not finite, if any."""
+    if "train" not in readings:
+        return None
+    bad = (~torch.isfinite(readings["train"].variables["loss"][1])).nonzero()
+    return readings["train"].steps[int(bad[0])] if len(bad) else None
+
+
+def _check_probes(probes: Mapping[str, Any]) -> None:
+    for name, probe in probes.items():
+        if name in RESERVED or not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise DynamicsError(f"a probe cannot be called {name!r}: use a word other than {', '.join(RESERVED)}")
+        if not isinstance(probe, Probe):
+            raise DynamicsError(
+                f"the probe {name!r} has no schedule: write every(10, {getattr(probe, '__name__', probe)})"
+            )
+
+
+def _schedule(probe: Mapping[str, Any]) -> dict[str, Any]:
+    # a function may be reached by another path where a run is resumed, such as __main__
+    return {k: v for k, v in probe.items() if k != "measure"}
+
+
+def _identity(split: Split) -> dict[str, Any]:
+    return {"name": split.name, "n": len(split), "fingerprint": split.fingerprint()}
+
+
+def _same_data(recorded: Mapping[str, Any], train: Split | None, valid: Split | None) -> tuple[Split, Split | None]:
+    """The data that a run began with: what was given, or what `load_data` finds by name; other data are refused."""
+    about = recorded["train"]
+    if train is None:
+        try:
+            loaded = load_data(about["name"])
+        except DynamicsError as error:
+            raise DynamicsError(
+                f"this run's data cannot be found again ({error}): pass them as resume(folder, train, valid)"
+            ) from None
+        train = loaded.train[: about["n"]] if about["n"] < len(loaded.train) else loaded.train
+        if recorded["valid"] and valid is None:
+            n = recorded["valid"]["n"]
+            valid = loaded.test[:n] if n < len(loaded.test) else loaded.test
+    for kind, split in (("train", train), ("valid", valid)):
+        if (split is None) != (recorded[kind] is None) or (
+            split and split.fingerprint() != recorded[kind]["fingerprint"]
+        ):
+            raise DynamicsError(f"the {kind} data are not those that this run began with: pass the same arrays")
+    return train, valid
+
+
+def environment(recipe: Recipe, split: Split) -> dict[str, Any]:
+    """What a bit-exact repetition depends on besides the recipe: versions, hardware, threads, precision, code."""
+    device = split.device
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    )
+    return {
+        "dynamics": _version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": f"{device.type} ({hardware})",
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "precision": resolve_precision(recipe.precision, device),
+        "git": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _version() -> str | None:
+    try:
+        return version("training-dynamics")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """The state of the checkout that this package runs from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
