@@ -1,0 +1,83 @@
+"""Chapters: the scale they run at, and how one is executed from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .claims import MIME
+from .errors import DynamicsError, unknown
+
+SCALES = ("fast", "cpu", "full")
+T = TypeVar("T")
+
+
+def at_scale(*, fast: T, cpu: T, full: T) -> T:
+    """The one of three settings that the environment variable DYNAMICS_SCALE asks for; fast where it is not set.
+
+    fast: the embedded data and narrow nets, minutes on two cores; cpu: real CIFAR-10 and narrow nets; full: the
+    published setting, on a GPU. Raises DynamicsError for any other word.
+    """
+    scale = os.environ.get("DYNAMICS_SCALE", "fast")
+    if scale not in SCALES:
+        raise unknown("DYNAMICS_SCALE", scale, SCALES)
+    return {"fast": fast, "cpu": cpu, "full": full}[scale]
+
+
+def find_chapter(name: str, folder: Path) -> Path:
+    """The notebook whose name starts with `name`; raises DynamicsError with the nearest names."""
+    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
+        raise DynamicsError(
+            f"no chapters in {folder}: run this in a checkout of the project, or name a folder of notebooks"
+        )
+    found = [p for p in notebooks if p.stem == name or p.stem.split("_")[0] == name]
+    if not found:
+        raise unknown("chapter", name, [p.stem for p in notebooks])
+    return found[0]
+
+
+def execute(notebook: Path, out: Path, *, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Execute a chapter; write its page (html, figures inside) and the executed notebook to `out`; return its verdicts.
+
+    The verdicts are those of the cells tagged `verdicts`. say: is told each code cell as it begins. Raises
+    DynamicsError where a cell fails, naming it.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+    from nbconvert import HTMLExporter
+
+    book = nbformat.read(notebook, as_version=4)
+    code = [i for i, cell in enumerate(book.cells) if cell.cell_type == "code"]
+    client = NotebookClient(
+        book,
+        timeout=3600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(notebook.parent)}},
+        # the kernel's notice about its transport would be taken for the chapter's
+        extra_arguments=["--IPKernelApp.log_level=40"],
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with client.setup_kernel():
+            for n, index in enumerate(code, start=1):
+                first = next((line for line in book.cells[index].source.splitlines() if line.strip()), "")
+                say(f"  cell {n} of {len(code)}: {first[:80]}")
+                client.execute_cell(book.cells[index], index, execution_count=n)
+    except CellExecutionError as error:
+        reason = f"{error.ename}: {error.evalue}".splitlines()[0]
+        raise DynamicsError(
+            f"{notebook.name} failed in code cell {n} ({reason}): open it with `dynamics lab`"
+        ) from None
+    finally:
+        nbformat.write(book, out / notebook.name)
+    page, _ = HTMLExporter().from_notebook_node(book)
+    (out / notebook.with_suffix(".html").name).write_text(page, encoding="utf-8")
+    told = [cell for cell in book.cells if "verdicts" in cell.metadata.get("tags", ())]
+    outputs = [o for cell in told for o in cell.get("outputs", ()) if "data" in o]
+    found = [o["data"][MIME] for o in outputs if MIME in o["data"]]
+    return [v for part in found for v in (json.loads(part) if isinstance(part, str) else part)]

@@ -1,0 +1,301 @@
+"""The command line: `dynamics data | train | show | plot | chapter | lab ...`.
+
+Exit codes: 0 done; 1 a command that was called failed; 2 bad input; 3 the training diverged; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import DynamicsError, unknown
+
+ROOT = Path(__file__).resolve().parents[1]
+BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+
+app = typer.Typer(
+    name="dynamics",
+    help="Train small networks fast, record how they train, and lay theory over it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line on stderr and exit code 2."""
+    try:
+        app()
+    except DynamicsError as error:
+        print(f"dynamics: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("dynamics: interrupted; a run folder goes on with dynamics train --resume DIR", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+@app.command(epilog="Example: dynamics data shapes")
+def data(
+    name: Annotated[str | None, typer.Argument(help="shapes, cifar10, a folder or an .npz; nothing: list them")] = None,
+) -> None:
+    """List the data sets, or load one (downloading it if need be) and say what is in it."""
+    from .data import load_data
+    from .data.load import available
+
+    if name is None:
+        for known, about in available().items():
+            print(f"{known:8}  {about}")
+        return
+    train, test = load_data(name)
+    side = "x".join(map(str, train.images.shape[1:3]))
+    print(f"{train.name}: {len(train)} training and {len(test)} test images of {side}, {len(train.classes)} classes")
+    print(f"classes: {', '.join(train.classes)}")
+    print(f"mean {_triple(train.mean)}, standard deviation {_triple(train.std)} (0 to 255)")
+
+
+@app.command(epilog="Example: dynamics train --data shapes --recipe baseline --width 8 --epochs 5 --out runs/first")
+def train(
+    recipe: Annotated[str | None, typer.Option(help="a recipe's name  [default: baseline]")] = None,
+    data: Annotated[str | None, typer.Option(help="shapes, cifar10, a folder or an .npz  [default: shapes]")] = None,
+    width: Annotated[int | None, typer.Option(help="channels of the first layer  [default: the recipe's]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="stretch the schedule to this many epochs")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="images a batch  [default: the recipe's]")] = None,
+    seed: Annotated[int | None, typer.Option(help="weights, order and augmentation  [default: the recipe's]")] = None,
+    limit: Annotated[int | None, typer.Option(help="use only the first LIMIT training images")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32, bf16 or float64")] = None,
+    every: Annotated[int | None, typer.Option(help="record at every n-th step; 0: loss only  [default: 10]")] = None,
+    out: Annotated[Path | None, typer.Option(help="a new folder for the run  [default: runs/RECIPE-SEED]")] = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with this run folder; needs nothing else")] = None,
+) -> None:
+    """Train a recipe, record the standard readings, and keep the run; or go on with one that was stopped."""
+    from . import runs
+    from .data import load_data
+    from .probes import standard
+    from .recipes import named
+
+    options = {
+        "recipe": recipe, "data": data, "width": width, "epochs": epochs, "batch-size": batch_size, "seed": seed,
+        "limit": limit, "precision": precision, "every": every, "out": out,
+    }  # fmt: skip
+    if resume is not None:
+        given = [f"--{k}" for k, v in options.items() if v is not None]
+        if given:
+            raise DynamicsError(
+                f"--resume goes on with the recorded recipe and data, so {', '.join(given)} cannot be changed: leave "
+                "it out, or train a new run"
+            )
+        _finish(runs.resume(resume))
+        return
+    chosen = named(recipe or "baseline")
+    if width is not None:
+        chosen = replace(chosen, net=chosen.net.replace(width=width))
+    if epochs is not None:
+        chosen = chosen.stretch(epochs)
+    changes = {"batch_size": batch_size, "seed": seed, "precision": precision}
+    chosen = replace(chosen, **{k: v for k, v in changes.items() if v is not None})
+    if every is not None and every < 0:
+        raise DynamicsError(f"--every is a number of steps of at least 1, or 0 to record the loss only, got {every}")
+    splits = load_data(data or "shapes", limit=limit)
+    folder = out or Path("runs") / f"{recipe or 'baseline'}-{chosen.seed}"
+    probes = {} if every == 0 else standard(10 if every is None else every)
+    print(f"training {chosen.net!r} on {len(splits.train)} images of {splits.train.name}, keeping the run in {folder}")
+    _finish(runs.train(chosen, splits.train, splits.test, probes=probes, out=folder))
+
+
+def _finish(run: Any) -> None:
+    if run.status == "diverged":
+        print(f"diverged: the loss was not finite at step {run.diverged_at}; kept in {run.folder}", file=sys.stderr)
+        raise typer.Exit(DIVERGED)
+    accuracy = f", {run['valid'].accuracy.values[-1]:.2%} of the test images right" if "valid" in run else ""
+    print(f"finished {run.state.step} steps{accuracy}; look at it with: dynamics show {run.folder}")
+
+
+@app.command(epilog="Example: dynamics show runs/first")
+def show(
+    folder: Annotated[Path, typer.Argument(help="a run folder")],
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Say what a run is, how it ended, and how its norms and angles compare with theory, layer by layer."""
+    from .runs import load_run
+
+    summary = _summary(load_run(folder))
+    if as_json:
+        print(json.dumps(summary, allow_nan=False))
+        return
+    for key in ("net", "optimizer", "data", "status", "steps", "loss", "accuracy", "readings"):
+        print(f"{key:10} {summary[key]}")
+    if summary["layers"]:
+        last = summary["averaged_steps"]
+        print(f"\nroot mean squares over the last {last} readings; theory: the equilibrium law at the lr in force")
+        print(f"{'layer':26} {'norm':>9} {'predicted':>9} {'angle':>9} {'theory':>9} {'ratio':>7}")
+        for row in summary["layers"]:
+            cells = [row["norm"], row["predicted_norm"], row["angle"], row["equilibrium_angle"]]
+            print(
+                f"{row['layer']:26} " + " ".join(f"{_number(c):>9}" for c in cells) + f" {_number(row['ratio'], 3):>7}"
+            )
+
+
+def _summary(run: Any) -> dict[str, Any]:
+    """What `show` prints: plain values, numbers finite or None."""
+    import numpy as np
+
+    from .runs import predict
+
+    about, readings = run.manifest["data"]["train"], list(run.readings)
+    losses = run["train"].loss.values if "train" in run else np.array([])
+    summary: dict[str, Any] = {
+        "net": repr(run.recipe.net),
+        "optimizer": repr(run.recipe.optimizer),
+        "data": f"{about['name']}, {about['n']} images",
+        "status": run.status if run.diverged_at is None else f"{run.status} at step {run.diverged_at}",
+        "steps": run.state.step,
+        "loss": _finite(np.mean(losses[-50:])) if len(losses) else None,
+        "accuracy": _finite(run["valid"].accuracy.values[-1]) if "valid" in run else None,
+        "readings": ", ".join(readings),
+        "layers": [],
+        "averaged_steps": 0,
+    }
+    if not {"norms", "gradients", "angles"} <= set(readings) or run.status == "diverged":
+        return summary
+    try:
+        theory = predict(run)
+    except DynamicsError:  # too few readings yet, or an optimizer without this theory
+        return summary
+    steps = theory.step.values[-max(1, len(theory.step) // 4) :]
+    angle = run["angles"].angle.sel(step=steps)
+    summary["averaged_steps"] = len(steps)
+    for layer in angle.layer.values.tolist():
+        rms = float(np.sqrt(np.mean(angle.sel(layer=layer).values.astype(float) ** 2)))
+        law = float(np.sqrt(np.mean(theory.angle.sel(step=steps, layer=layer).values ** 2)))
+        summary["layers"].append(
+            {
+                "layer": layer,
+                "norm": _finite(run["norms"].norm.sel(step=steps[-1], layer=layer)),
+                "predicted_norm": _finite(theory.norm.sel(step=steps[-1], layer=layer)),
+                "angle": _finite(rms),
+                "equilibrium_angle": _finite(law),
+                "ratio": _finite(rms / law) if law else None,
+            }
+        )
+    return summary
+
+
+@app.command(epilog="Example: dynamics plot runs/first angles --out angles.png")
+def plot(
+    folder: Annotated[Path, typer.Argument(help="a run folder")],
+    what: Annotated[str, typer.Argument(help="norms, angles, batchnorm or all")] = "all",
+    out: Annotated[Path | None, typer.Option(help="the picture's file; its ending decides the format")] = None,
+) -> None:
+    """Draw a run: measurement as lines, prediction dashed over it."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    from . import plots
+    from .runs import load_run
+
+    known = {"norms": plots.plot_norms, "angles": plots.plot_angles, "batchnorm": plots.plot_batchnorm}
+    if what not in (*known, "all"):
+        raise unknown("plot", what, (*known, "all"))
+    run = load_run(folder)
+    chosen = [k for k in known if what == k or (what == "all" and k in run)]
+    if not chosen:
+        raise DynamicsError(f"{folder} has no readings to plot: train with --every 10")
+    figure, axes = plt.subplots(len(chosen), 1, figsize=(9, 4 * len(chosen)), layout="constrained", squeeze=False)
+    for name, ax in zip(chosen, axes[:, 0], strict=True):
+        known[name](run, ax)
+    target = out or folder / f"{what}.png"
+    try:
+        figure.savefig(target, dpi=150)
+    except (OSError, ValueError) as error:
+        raise DynamicsError(
+            f"cannot write {target} ({error}): choose another place, ending in .png, .pdf or .svg"
+        ) from None
+    print(f"wrote {target}")
+
+
+@app.command(epilog="Example: dynamics chapter 06 --out build")
+def chapter(
+    name: Annotated[str, typer.Argument(help="a chapter's number or name")],
+    out: Annotated[Path, typer.Option(help="where the page and the executed notebook go")] = Path("build"),
+    folder: Annotated[Path, typer.Option(help="where the chapters are")] = ROOT / "notebooks",
+) -> None:
+    """Execute a chapter, print its table of verdicts, and write it as a page with its figures."""
+    from .chapters import execute, find_chapter
+
+    notebook = find_chapter(name, folder)
+    print(f"executing {notebook.name} ...", flush=True)
+    verdicts = execute(notebook, out, say=lambda line: print(line, flush=True))
+    print(f"\n{'claim':8} {'status':13} {'claimed':>18} {'measured':>10}  {'interval':21} {'n':>4}  text")
+    for v in verdicts:
+        interval = f"{_number(v['interval_low'])} to {_number(v['interval_high'])}"
+        claimed = f"{_number(v['low'])} to {_number(v['high'])}"
+        cells = f"{v['id']:8} {v['status']:13} {claimed:>18} {_number(v['measured']):>10}  {interval:21} {v['n']:>4}"
+        print(f"{cells}  {v['text']}")
+    print(f"\nwrote {out / notebook.with_suffix('.html').name}")
+
+
+@app.command(epilog="Example: dynamics lab")
+def lab(port: Annotated[int, typer.Option(help="where JupyterLab listens")] = 8888) -> None:
+    """Open the chapters in JupyterLab."""
+    _call([sys.executable, "-m", "jupyterlab", f"--port={port}", str(ROOT / "notebooks")])
+
+
+@app.command(epilog="Example: python -m dynamics run")
+def run() -> None:
+    """Execute the equilibrium chapter on the embedded data: what `make run` does once everything is installed."""
+    chapter("06", ROOT / "build", ROOT / "notebooks")
+
+
+@app.command(epilog="Example: python -m dynamics test")
+def test() -> None:
+    """Lint, the unit tests and the chapters: what `make test` does once everything is installed."""
+    lint()
+    _call([sys.executable, "-m", "pytest"])
+
+
+@app.command(epilog="Example: python -m dynamics lint")
+def lint() -> None:
+    """Check style and format with ruff."""
+    _call([sys.executable, "-m", "ruff", "check"])
+    _call([sys.executable, "-m", "ruff", "format", "--check"])
+
+
+@app.command(epilog="Example: python -m dynamics bench")
+def bench() -> None:
+    """Run the benchmarks one after another."""
+    for script in sorted((ROOT / "benchmarks").glob("[!_]*.py")):
+        print(f"running {script.name} ...", flush=True)
+        _call([sys.executable, str(script)])
+
+
+def _call(command: Sequence[str]) -> None:
+    if not (ROOT / "notebooks").is_dir():
+        raise DynamicsError("this command works in a checkout of the project: git clone it, then pip install -e .")
+    code = subprocess.run(command, cwd=ROOT).returncode
+    if code:
+        raise typer.Exit(1)
+
+
+def _triple(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{v:.1f}" for v in values) + ")"
+
+
+def _finite(value: Any) -> float | None:
+    import math
+
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
