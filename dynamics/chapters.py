@@ -28,7 +28,7 @@ def at_scale(*, fast: T, cpu: T, full: T) -> T:
 
 
 def find_chapter(name: str, folder: Path) -> Path:
-    """The notebook whose name starts with `name`; raises DynamicsError with the nearest names."""
+    """The notebook of this number (06) or name; raises DynamicsError with the nearest names."""
     notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
         raise DynamicsError(
@@ -48,10 +48,18 @@ def execute(notebook: Path, out: Path, *, say: Callable[[str], None] = print) ->
     """
     import nbformat
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from nbconvert import HTMLExporter
 
-    book = nbformat.read(notebook, as_version=4)
+    if out.resolve() == notebook.parent.resolve():
+        raise DynamicsError(f"{out} is where the chapters are, which this would overwrite: choose another --out")
+    try:
+        book = nbformat.read(notebook, as_version=4)
+        out.mkdir(parents=True, exist_ok=True)
+    except nbformat.reader.NotJSONError:
+        raise DynamicsError(f"{notebook} is not a notebook: restore it with git checkout") from None
+    except OSError as error:
+        raise DynamicsError(f"cannot write {out} ({error.strerror}): choose another --out") from None
     code = [i for i, cell in enumerate(book.cells) if cell.cell_type == "code"]
     client = NotebookClient(
         book,
@@ -61,7 +69,6 @@ def execute(notebook: Path, out: Path, *, say: Callable[[str], None] = print) ->
         # the kernel's notice about its transport would be taken for the chapter's
         extra_arguments=["--IPKernelApp.log_level=40"],
     )
-    out.mkdir(parents=True, exist_ok=True)
     try:
         with client.setup_kernel():
             for n, index in enumerate(code, start=1):
@@ -72,6 +79,11 @@ def execute(notebook: Path, out: Path, *, say: Callable[[str], None] = print) ->
         reason = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise DynamicsError(
             f"{notebook.name} failed in code cell {n} ({reason}): open it with `dynamics lab`"
+        ) from None
+    except (CellTimeoutError, DeadKernelError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DynamicsError(
+            f"{notebook.name} stopped in code cell {n} ({reason}): free memory, and run it again"
         ) from None
     finally:
         nbformat.write(book, out / notebook.name)

@@ -37,7 +37,9 @@ def main() -> None:
     except DynamicsError as error:
         print(f"dynamics: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:  # typer turns an interrupt into its exit code, and says nothing
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
+            raise
         print("dynamics: interrupted; a run folder goes on with dynamics train --resume DIR", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
@@ -104,6 +106,8 @@ def train(
     if every is not None and every < 0:
         raise DynamicsError(f"--every is a number of steps of at least 1, or 0 to record the loss only, got {every}")
     splits = load_data(data or "shapes", limit=limit)
+    if not chosen.steps_in(splits.train):
+        raise DynamicsError(f"{chosen.epochs:g} epochs are not one step of {chosen.batch_size} images: raise --epochs")
     folder = out or Path("runs") / f"{recipe or 'baseline'}-{chosen.seed}"
     probes = {} if every == 0 else standard(10 if every is None else every)
     print(f"training {chosen.net!r} on {len(splits.train)} images of {splits.train.name}, keeping the run in {folder}")
@@ -131,7 +135,7 @@ def show(
         print(json.dumps(summary, allow_nan=False))
         return
     for key in ("net", "optimizer", "data", "status", "steps", "loss", "accuracy", "readings"):
-        print(f"{key:10} {summary[key]}")
+        print(f"{key:10} {_number(summary[key]) if isinstance(summary[key], float | None) else summary[key]}")
     if summary["layers"]:
         last = summary["averaged_steps"]
         print(f"\nroot mean squares over the last {last} readings; theory: the equilibrium law at the lr in force")
@@ -170,6 +174,9 @@ def _summary(run: Any) -> dict[str, Any]:
     except DynamicsError:  # too few readings yet, or an optimizer without this theory
         return summary
     steps = theory.step.values[-max(1, len(theory.step) // 4) :]
+    steps = steps[np.isin(steps, run["angles"].step.values)]
+    if not len(steps):
+        return summary
     angle = run["angles"].angle.sel(step=steps)
     summary["averaged_steps"] = len(steps)
     for layer in angle.layer.values.tolist():
@@ -201,25 +208,35 @@ def plot(
     import matplotlib.pyplot as plt
 
     from . import plots
-    from .runs import load_run
+    from .runs import load_run, predict
 
     known = {"norms": plots.plot_norms, "angles": plots.plot_angles, "batchnorm": plots.plot_batchnorm}
     if what not in (*known, "all"):
         raise unknown("plot", what, (*known, "all"))
     run = load_run(folder)
     chosen = [k for k in known if what == k or (what == "all" and k in run)]
+    if what == "all" and "batchnorm" in chosen and not run["batchnorm"].sizes["channel"]:
+        chosen.remove("batchnorm")
     if not chosen:
-        raise DynamicsError(f"{folder} has no readings to plot: train with --every 10")
+        raise DynamicsError(f"{folder} has no readings to plot: train with --every 10, for more than 10 steps")
+    plain = {"norms": {"predicted": False}, "angles": {"law": None}}
+    try:
+        predict(run)
+        plain = {}
+    except DynamicsError as error:
+        if what != "batchnorm":
+            print(f"without predictions: {error}")
     figure, axes = plt.subplots(len(chosen), 1, figsize=(9, 4 * len(chosen)), layout="constrained", squeeze=False)
     for name, ax in zip(chosen, axes[:, 0], strict=True):
-        known[name](run, ax)
+        known[name](run, ax, **plain.get(name, {}))
     target = out or folder / f"{what}.png"
+    mend = "choose another place, ending in .png, .pdf or .svg"
+    if not target.suffix:
+        raise DynamicsError(f"{target} does not say which kind of picture: {mend}")
     try:
         figure.savefig(target, dpi=150)
     except (OSError, ValueError) as error:
-        raise DynamicsError(
-            f"cannot write {target} ({error}): choose another place, ending in .png, .pdf or .svg"
-        ) from None
+        raise DynamicsError(f"cannot write {target} ({error}): {mend}") from None
     print(f"wrote {target}")
 
 
@@ -273,14 +290,19 @@ def lint() -> None:
 @app.command(epilog="Example: python -m dynamics bench")
 def bench() -> None:
     """Run the benchmarks one after another."""
+    _checkout()
     for script in sorted((ROOT / "benchmarks").glob("[!_]*.py")):
         print(f"running {script.name} ...", flush=True)
         _call([sys.executable, str(script)])
 
 
-def _call(command: Sequence[str]) -> None:
+def _checkout() -> None:
     if not (ROOT / "notebooks").is_dir():
         raise DynamicsError("this command works in a checkout of the project: git clone it, then pip install -e .")
+
+
+def _call(command: Sequence[str]) -> None:
+    _checkout()
     code = subprocess.run(command, cwd=ROOT).returncode
     if code:
         raise typer.Exit(1)

@@ -160,16 +160,23 @@ class SGD:
         for (_, names), lr, decay in zip(groups, in_force["lr"], in_force["weight_decay"], strict=True):
             if not names:
                 continue
-            weights = [params[k] for k in names]
-            step = [grads[k] for k in names]
-            if decay and not self.decoupled:
+            weights, step = [params[k] for k in names], [grads[k] for k in names]
+            ours = bool(decay) and not self.decoupled  # whether `step` is ours to write to
+            if ours:
                 step = torch._foreach_add(step, weights, alpha=decay)
             if self.momentum:
-                moving = torch._foreach_mul([opt["velocity"][k] for k in names], self.momentum)
-                torch._foreach_add_(moving, step)
+                moving = torch._foreach_add(step, [opt["velocity"][k] for k in names], alpha=self.momentum)
                 velocity.update(zip(names, moving, strict=True))
-                step = torch._foreach_add(step, moving, alpha=self.momentum) if self.nesterov else moving
-            step = torch._foreach_mul(step, -lr)
+                if not self.nesterov:
+                    step, ours = moving, False
+                elif ours:  # in place: at full width every pass over the weights is felt
+                    torch._foreach_add_(step, moving, alpha=self.momentum)
+                else:
+                    step, ours = torch._foreach_add(step, moving, alpha=self.momentum), True
+            if ours:
+                torch._foreach_mul_(step, -lr)
+            else:
+                step = torch._foreach_mul(step, -lr)
             if decay and self.decoupled:
                 torch._foreach_add_(step, weights, alpha=-lr * decay)
             updates.update(zip(names, step, strict=True))

@@ -14,6 +14,8 @@ import numpy as np
 from .errors import DynamicsError, unknown
 from .runs import Run, predict
 
+LAWS = ("angle", "angle_general", "angle_transient")
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -27,15 +29,11 @@ def plot_norms(
     probe `norms`, and for the prediction `gradients`. Raises DynamicsError for readings or layers that are not there.
     """
     runs = _runs(run)
-    ax = _axes(ax)
-    names = _layers(runs[0]["norms"].layer.values, layers)
-    _draw(ax, [r["norms"]["norm"] for r in runs], names)
-    if predicted and all("gradients" in r for r in runs):
-        expected = [predict(r)["norm"] for r in runs]
-        for name in names:
-            mean = np.mean([e.sel(layer=name).values for e in expected], axis=0)
-            ax.plot(expected[0].step, mean, ls="--", lw=1.2, color=_ink())
-        _label_dashes(ax, "predicted")
+    read = _together([r["norms"]["norm"] for r in runs])
+    names = _layers(read[0].layer.values, layers)
+    expected = [predict(r)["norm"] for r in runs] if predicted and all("gradients" in r for r in runs) else []
+    ax = _draw(_axes(ax), read, names)
+    _dashes(ax, _together(expected), names)
     return _finish(ax, "weight norm ‖w‖", "Weight norms by layer", log=True)
 
 
@@ -47,19 +45,14 @@ def plot_angles(
     law: a variable of `predict`: "angle" (equilibrium), "angle_general", "angle_transient", or None. Other arguments
     as in `plot_norms`. Needs the probe `angles`, and for a law `norms` and `gradients`.
     """
+    if law is not None and law not in LAWS:
+        raise unknown("law", law, LAWS)
     runs = _runs(run)
-    ax = _axes(ax)
-    names = _layers(runs[0]["angles"].layer.values, layers)
-    _draw(ax, [r["angles"]["angle"] for r in runs], names)
-    if law is not None:
-        predictions = predict(runs[0])
-        if law not in predictions:
-            raise unknown("law", law, map(str, predictions.data_vars))
-        curves = predictions[law].sel(layer=names).values.T
-        distinct = curves[:1] if np.allclose(curves, curves[:1], equal_nan=True) else curves
-        for curve in distinct:  # one law for all layers is one line
-            ax.plot(predictions.step, curve, ls="--", lw=1.6, color=_ink())
-        _label_dashes(ax, "predicted")
+    read = _together([r["angles"]["angle"] for r in runs])
+    names = _layers(read[0].layer.values, layers)
+    expected = [predict(r)[law] for r in runs] if law else []
+    ax = _draw(_axes(ax), read, names)
+    _dashes(ax, _together(expected), names)
     return _finish(ax, "single-step angle (rad)", "Step angles by layer", log=True)
 
 
@@ -70,13 +63,15 @@ def plot_batchnorm(
 
     variable: scale, bias, running_mean or running_var. Needs the probe `batchnorm`.
     """
+    if not isinstance(run, Run):
+        raise DynamicsError("plot_batchnorm takes one Run: its lines are channels, not seeds")
     readings = run["batchnorm"]
-    if variable not in readings:
+    if variable not in readings.data_vars:
         raise unknown("batch-norm variable", variable, map(str, readings.data_vars))
     if not readings.sizes["channel"]:
         raise DynamicsError(f"{run.recipe.net!r} has no batch norm to plot: train a net with norm='batch'")
-    ax = _axes(ax)
     names = _layers(list(dict.fromkeys(readings.channel_layer.values.tolist())), layers)
+    ax = _axes(ax)
     for name, color in zip(names, _colors(len(names)), strict=True):
         part = readings[variable].isel(channel=readings.channel_layer.values == name)
         lines = ax.plot(part.step, part.values, color=color, lw=0.7, alpha=0.5)
@@ -85,12 +80,23 @@ def plot_batchnorm(
 
 
 def _runs(run: Run | Sequence[Run]) -> list[Run]:
-    runs = [run] if isinstance(run, Run) else list(run)
+    runs = [run] if isinstance(run, Run) else list(run) if isinstance(run, list | tuple) else []
     if not runs or not all(isinstance(r, Run) for r in runs):
         raise DynamicsError(
             "a plot takes a Run, or a list of runs of one recipe: train(...) and load_run(...) make them"
         )
     return runs
+
+
+def _together(readings: list[Any]) -> list[Any]:
+    """Readings that can be drawn as one band; raises DynamicsError where steps or layers differ."""
+    for other in readings[1:]:
+        for name in ("step", "layer"):
+            if not np.array_equal(readings[0][name].values, other[name].values):
+                raise DynamicsError(
+                    f"these runs differ in their {name}s: plot runs of one recipe, read at the same steps"
+                )
+    return readings
 
 
 def _axes(ax: Axes | None) -> Axes:
@@ -122,16 +128,23 @@ def _layers(known: Any, wanted: Sequence[str] | None) -> list[str]:
     return list(wanted) if wanted else known
 
 
-def _draw(ax: Axes, readings: list[Any], names: list[str]) -> None:
+def _draw(ax: Axes, readings: list[Any], names: list[str]) -> Axes:
     for name, color in zip(names, _colors(len(names)), strict=True):
         values = np.stack([r.sel(layer=name).values for r in readings])
         ax.plot(readings[0].step, values.mean(0), color=color, lw=1.2, label=name)
         if len(values) > 1:
             ax.fill_between(readings[0].step, values.min(0), values.max(0), color=color, alpha=0.25, lw=0)
+    return ax
 
 
-def _label_dashes(ax: Axes, label: str) -> None:
-    ax.plot([], [], ls="--", lw=1.4, color=_ink(), label=label)
+def _dashes(ax: Axes, expected: list[Any], names: list[str]) -> None:
+    """Predictions, the mean of the runs' own, dashed over the lines; one that all layers share is one line."""
+    if not expected:
+        return
+    curves = np.mean([e.sel(layer=names).values.T for e in expected], axis=0)
+    shared = np.allclose(curves, curves[:1], rtol=1e-9, atol=0, equal_nan=True)
+    for i, curve in enumerate(curves[:1] if shared else curves):
+        ax.plot(expected[0].step, curve, ls="--", lw=1.3, color=_ink(), label="_" if i else "predicted")
 
 
 def _finish(ax: Axes, ylabel: str, title: str, *, log: bool = False) -> Axes:

@@ -64,8 +64,8 @@ class Recipe:
     def stretch(self, epochs: float) -> Recipe:
         """The same recipe over another number of epochs, its schedule stretched in proportion."""
         lr = getattr(self.optimizer, "lr", None)
-        if epochs <= 0 or not self.epochs:
-            raise DynamicsError(f"epochs must be above 0, got {epochs}")
+        if not 0 < epochs < math.inf or not self.epochs:
+            raise DynamicsError(f"epochs must be above 0 and finite, got {epochs}")
         if not hasattr(lr, "stretch"):
             return replace(self, epochs=epochs)
         return replace(self, epochs=epochs, optimizer=replace(self.optimizer, lr=lr.stretch(epochs / self.epochs)))
@@ -143,10 +143,14 @@ class Snapshot:
         return self.state.buffers
 
     @cached_property
+    def filter_rows(self) -> dict[str, torch.Tensor]:
+        """Convolutions and matrices as [filters, fan_in], a row for each slice along the first dimension."""
+        return {k: as_rows(p, p) for k, p in self.params.items() if p.ndim >= 2}
+
+    @cached_property
     def filter_norms(self) -> dict[str, torch.Tensor]:
-        """‖w‖ of each slice along the first dimension of convolutions and matrices; several probes share it."""
-        weights = {k: p for k, p in self.params.items() if p.ndim >= 2}
-        return {k: torch.linalg.vector_norm(p, dim=tuple(range(1, p.ndim))) for k, p in weights.items()}
+        """‖w‖ of each of these rows, [filters]."""
+        return {k: torch.linalg.vector_norm(rows, dim=1) for k, rows in self.filter_rows.items()}
 
     @cached_property
     def live_filters(self) -> dict[str, torch.Tensor]:
@@ -160,48 +164,60 @@ class Snapshot:
         return live
 
 
+def as_rows(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """[filters, fan_in], copied only where memory order demands it; `like` decides the order of coordinates."""
+    if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.flatten(1)
+
+
 def steps(recipe: Recipe, split: Split, start: State | None = None) -> Iterator[Snapshot]:
     """Train: yield a Snapshot before each update, and one after the last.
 
     start: any State, to resume, to fork with another recipe, or to begin from rescaled weights. The learning rate of
     step t (from 0) is the schedule's at epoch (t + 1) / steps per epoch, as in Page's code. No context manager
-    is open while the caller runs. Raises DynamicsError for a batch larger than the split, and for a start that does
-    not fit the recipe.
+    is open while the caller runs. Raises DynamicsError, when called, for a batch larger than the split, and for a
+    start that does not fit the recipe.
     """
     if torch.is_inference_mode_enabled():
         raise DynamicsError("torch cannot train inside torch.inference_mode: use torch.no_grad, or leave it")
     state = start or initial_state(recipe, split)
     net, params, buffers = _load(recipe, split, state)
-    leaves, live = list(net.parameters()), list(buffers.values())
-    entering = [b.clone() for b in live]
+    leaves, live, norms = list(net.parameters()), list(buffers.values()), norm_of(net)
+    kept = {k: b.clone() for k, b in buffers.items()}
     optimizer, precision = recipe.optimizer, resolve_precision(recipe.precision, split.device)
-    opt = _opt(optimizer, state.opt, params)
+    begin, total, per_epoch = state.step, recipe.steps_in(split), batches_per_epoch(split, recipe.batch_size)
     groups = tuple(name for name, _ in optimizer.partition(tuple(params)))
-    per_epoch, feed = batches_per_epoch(split, recipe.batch_size), iter(())
-    kept, norms, kind = dict(zip(buffers, entering, strict=True)), norm_of(net), split.device.type
+    fresh = _opt(optimizer, state.opt, params)
 
-    for step in range(state.step, recipe.steps_in(split)):
-        epoch, k = divmod(step, per_epoch)
-        if k == 0 or step == state.step:
-            order = {"seed": recipe.seed, "epoch": epoch, "augment": recipe.augment, "start": k}
-            feed = batches(split, recipe.batch_size, **order)
-        batch = next(feed)
-        if live:  # the forward pass moves running statistics; a State has them as they were before
-            torch._foreach_copy_(entering, live)
-        # whatever mode the caller is in, a recipe is one trajectory
-        with torch.enable_grad(), torch.autocast(kind, enabled=False), seeded(recipe.seed, "forward", step):
-            loss = batch_loss(recipe, net, batch, precision)
-            grads = dict(zip(params, torch.autograd.grad(loss, leaves), strict=True))
-        time = (step + 1) / per_epoch
-        updates, next_opt = optimizer.update(grads, opt, params, time)
-        yield Snapshot(
-            State(step, params, kept, opt), net, norms, recipe, step / per_epoch, batch, loss.detach(), grads, updates,
-            Hyperparameters(groups, optimizer.hyperparameters(time)),
-        )  # fmt: skip
-        with torch.no_grad():
-            torch._foreach_add_(leaves, list(updates.values()))
-        opt, state = next_opt, replace(state, step=step + 1)
-    yield Snapshot(State(state.step, params, buffers, opt), net, norms, recipe, state.step / per_epoch)
+    def walk() -> Iterator[Snapshot]:
+        opt, feed = fresh, iter(())
+        for step in range(begin, total):
+            epoch, k = divmod(step, per_epoch)
+            if k == 0 or step == begin:
+                order = {"seed": recipe.seed, "epoch": epoch, "augment": recipe.augment, "start": k}
+                feed = batches(split, recipe.batch_size, **order)
+            batch = next(feed)
+            if live:  # the forward pass moves running statistics; a State has them as they were before
+                torch._foreach_copy_(list(kept.values()), live)
+            # whatever mode the caller is in, a recipe is one trajectory
+            bare = torch.autocast(split.device.type, enabled=False)
+            with torch.enable_grad(), bare, seeded(recipe.seed, "forward", step):
+                loss = batch_loss(recipe, net, batch, precision)
+                grads = dict(zip(params, torch.autograd.grad(loss, leaves), strict=True))
+            time = (step + 1) / per_epoch
+            updates, next_opt = optimizer.update(grads, opt, params, time)
+            yield Snapshot(
+                State(step, params, kept, opt), net, norms, recipe, step / per_epoch, batch, loss.detach(), grads,
+                updates, Hyperparameters(groups, optimizer.hyperparameters(time)),
+            )  # fmt: skip
+            with torch.no_grad():
+                torch._foreach_add_(leaves, list(updates.values()))
+            opt = next_opt
+        last = max(begin, total)
+        yield Snapshot(State(last, params, buffers, opt), net, norms, recipe, last / per_epoch)
+
+    return walk()
 
 
 def batch_loss(recipe: Recipe, net: nn.Module, batch: Batch, precision: str) -> torch.Tensor:
@@ -214,11 +230,22 @@ def batch_loss(recipe: Recipe, net: nn.Module, batch: Batch, precision: str) -> 
 
 
 def initial_state(recipe: Recipe, split: Split) -> State:
-    """The state at step 0: seeded weights, and frozen norms' statistics captured from the first training images."""
+    """The state at step 0: seeded weights, and frozen norms' statistics captured from the first training images.
+
+    Raises DynamicsError where the net cannot take images of this size.
+    """
     batches_per_epoch(split, recipe.batch_size)
     net = recipe.net.build(classes=len(split.classes), seed=recipe.seed).to(split.device)
+    images = split[:CAPTURE_IMAGES].padded().permute(0, 3, 1, 2).contiguous()
+    try:
+        with torch.no_grad(), seeded(recipe.seed, "check"):
+            net.eval()(images[:1])
+    except RuntimeError as error:
+        side = "x".join(map(str, images.shape[2:]))
+        reason = str(error).splitlines()[0]
+        raise DynamicsError(f"{recipe.net!r} cannot take images of {side} ({reason}): use larger ones") from None
     if any(isinstance(m, FrozenNorm) for m in net.modules()):
-        capture_statistics(net, split[:CAPTURE_IMAGES].padded().permute(0, 3, 1, 2).contiguous())
+        capture_statistics(net, images)
     params = {k: p.detach() for k, p in net.named_parameters()}
     return State(0, params, dict(net.named_buffers()))
 

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from ..errors import DynamicsError, unknown
@@ -80,7 +81,7 @@ class Probe:
     def reads(self) -> frozenset[str]:
         return getattr(self.measure, "reads", frozenset(PARTS))
 
-    @property
+    @cached_property
     def remembers(self) -> bool:
         """Whether the measurement takes and returns a carry."""
         positional = [

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..training import Snapshot
+from ..optim import Tensors
+from ..training import Snapshot, as_rows
 from .base import Reading, reads
 
 
@@ -54,11 +55,9 @@ def _coordinates(keys: tuple[str, ...], sizes: tuple[int, ...]) -> Reading:
     }
 
 
-def _pair(w: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight and another tensor of its shape as [filters, fan_in], copied only where memory order demands it."""
-    if w.ndim == 4 and w.is_contiguous(memory_format=torch.channels_last):
-        w, other = w.permute(0, 2, 3, 1), other.permute(0, 2, 3, 1)
-    return w.flatten(1), other.flatten(1)
+def _pairs(snap: Snapshot, others: Tensors) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each weight beside another tensor of its shape, both as [filters, fan_in]."""
+    return [(rows, as_rows(others[k], snap.params[k])) for k, rows in snap.filter_rows.items()]
 
 
 def _lrs(snap: Snapshot, keys: tuple[str, ...]) -> torch.Tensor:
@@ -95,7 +94,7 @@ def angles(snap: Snapshot) -> Reading:
     is one of three step sizes in use (Kosson et al. 2023, section 3): see `theory` for the others.
     """
     layers = _layers(snap)
-    pairs = [_pair(snap.params[k], snap.updates[k]) for k in layers.keys]
+    pairs = _pairs(snap, snap.updates)
     norms = torch.cat(list(snap.filter_norms.values()))
     squares = norms.square()
     dots = torch.cat([torch.linalg.vecdot(w, u) for w, u in pairs])
@@ -143,7 +142,7 @@ def gradients(snap: Snapshot) -> Reading:
     The cosine is zero for weights that a batch norm follows (claim P5-9), up to eps of the norm and rounding.
     """
     layers = _layers(snap)
-    pairs = [_pair(snap.params[k], snap.grads[k]) for k in layers.keys]
+    pairs = _pairs(snap, snap.grads)
     dot = torch.cat([torch.linalg.vecdot(w, g) for w, g in pairs])
     norms = torch.cat([torch.linalg.vector_norm(g, dim=1) for _, g in pairs])
     weights = torch.cat(list(snap.filter_norms.values()))

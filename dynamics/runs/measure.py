@@ -41,11 +41,13 @@ class Log:
                 f"the probe {name!r} returns other names at step {step} than at first: return all of them always"
             )
         for key in coords:
-            if reading[key] is not first[key] and _normal(key, reading[key])[1] != coords[key][1]:
+            again = reading[key]
+            if again is not first[key] and again != first[key] and _normal(key, again)[1] != coords[key][1]:
                 raise DynamicsError(f"the coordinate {key!r} of the probe {name!r} changes over time: make it a tensor")
         self.steps.append(step)
         for key in variables:
-            value = _normal(key, reading[key])[1]
+            value = reading[key]
+            value = value[1] if isinstance(value, tuple) else value
             if np.shape(value) != variables[key][2]:
                 raise DynamicsError(
                     f"{key!r} of the probe {name!r} changes its shape over time: return one shape always"
@@ -110,27 +112,35 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and value.ndim == 0 else value
 
 
+class Guard:
+    """Sees whether anything of a run was written to: torch counts the writes to a tensor (all but those through
+    `.data`); buffers are compared bit by bit, since batch norm's own writes are not counted; modes are compared."""
+
+    def __init__(self, snap: Snapshot) -> None:
+        self.modules = list(snap.net.modules())
+        self.fixed = [*snap.params.values(), *snap.net.buffers()]
+        self.bits = [b.view(-1).view(torch.uint8) for b in snap.net.buffers()]
+
+    def watched(self, snap: Snapshot) -> list[torch.Tensor]:
+        """The tensors of a snapshot that nothing may write to."""
+        opt = flatten(snap.state.opt or {}).values()
+        return [*self.fixed, *snap.buffers.values(), *opt, *(snap.grads or {}).values(), *(snap.updates or {}).values()]
+
+    def state(self, watched: list[torch.Tensor]) -> tuple[list[int], list[bool], torch.Tensor | None]:
+        """What changes when something was written."""
+        bits = torch.cat(self.bits) if self.bits else None
+        return [t._version for t in watched], [m.training for m in self.modules], bits
+
+
 def measure(
-    due: Iterable[tuple[str, Probe]],
-    snap: Snapshot,
-    modules: list[torch.nn.Module],
-    carries: dict[str, Any],
-    logs: dict[str, Log],
+    due: Iterable[tuple[str, Probe]], snap: Snapshot, guard: Guard, carries: dict[str, Any], logs: dict[str, Log]
 ) -> dict[str, Any]:
     """Take the readings that are due into the logs; returns what the probes remember from now on.
 
-    Raises DynamicsError for a probe that wrote to the run: torch counts the writes to a tensor (all but those through
-    `.data`), and buffers are compared bit by bit, since batch norm's own writes are not counted.
+    Raises DynamicsError, with its name, for a probe that wrote to the run.
     """
-    watched = [*snap.params.values(), *snap.buffers.values(), *flatten(snap.state.opt or {}).values()]
-    watched += [*(snap.grads or {}).values(), *(snap.updates or {}).values()]
-    buffers = [b for m in modules for b in m._buffers.values() if b is not None]
-
-    def state() -> tuple[list[int], list[bool], torch.Tensor | None]:
-        bits = torch.cat([b.reshape(-1).view(torch.uint8) for b in buffers]) if buffers else None
-        return [t._version for t in watched], [m.training for m in modules], bits
-
-    before = state()
+    watched = guard.watched(snap)
+    before = guard.state(watched)
     for name, probe in due:
         if probe.remembers:
             reading, carry = probe.measure(snap, carries.get(name))
@@ -139,8 +149,8 @@ def measure(
                 carries[name] = _copied(name, carry)
         else:
             reading = probe.measure(snap)
-        after = state()
-        if before[:2] != after[:2] or (buffers and not torch.equal(before[2], after[2])):
+        after = guard.state(watched)
+        if before[:2] != after[:2] or (before[2] is not None and not torch.equal(before[2], after[2])):
             raise DynamicsError(
                 f"the probe {name!r} changed weights, buffers, gradients or the net's mode while measuring: let it "
                 "work on clones (torch.func.functional_call with cloned buffers)"

@@ -22,7 +22,7 @@ from ..errors import DynamicsError
 from ..probes import Probe
 from ..probes.base import probe_from_json
 from ..training import Recipe, Snapshot, State, evaluate, initial_state, resolve_precision, steps, tree_map
-from .measure import Log, measure
+from .measure import Guard, Log, measure
 from .run import Run, assemble, load_run
 from .store import Chunk, Series, chunk_paths, create, read_chunk, read_manifest, write_chunk
 
@@ -60,6 +60,7 @@ def train(
             "valid has other classes or normalisation than train: make it with Split.from_arrays(..., like=train)"
         )
     per_epoch = batches_per_epoch(train, recipe.batch_size)
+    train.padded(recipe.augment.pad)
     chunk_steps = per_epoch * math.ceil(MIN_CHUNK_STEPS / per_epoch) if chunk_steps is None else chunk_steps
     if not isinstance(chunk_steps, int) or chunk_steps < 1:
         raise DynamicsError(f"chunk_steps must be a whole number of at least 1, got {chunk_steps!r}")
@@ -77,12 +78,13 @@ def train(
         "chunk_steps": chunk_steps,
         "environment": environment(recipe, train),
     }
+    snaps = steps(recipe, train, start)  # refuses what does not fit before a folder is made
     first = Chunk(start)
     chunks = [first]
     if out is not None:
         folder = Path(out)
         create(folder, manifest, [first])
-    for chunk in _chunks(recipe, train, valid, probes, start, chunk_steps, progress):
+    for chunk in _chunks(snaps, recipe, train, valid, probes, start, chunk_steps, progress):
         if out is None:
             chunks.append(chunk)
         else:
@@ -126,12 +128,14 @@ def resume(
     if differ:
         told = ", ".join(f"{k} {then[k]} then and {here[k]} now" for k in differ)
         warnings.warn(f"resuming elsewhere ({told}): results agree to rounding only", stacklevel=2)
-    for chunk in _chunks(recipe, train, valid, named, last.state, manifest["chunk_steps"], progress):
+    snaps = steps(recipe, train, last.state)
+    for chunk in _chunks(snaps, recipe, train, valid, named, last.state, manifest["chunk_steps"], progress):
         write_chunk(folder, chunk)
     return load_run(folder)
 
 
 def _chunks(
+    snaps: Iterator[Snapshot],
     recipe: Recipe,
     split: Split,
     valid: Split | None,
@@ -140,19 +144,19 @@ def _chunks(
     chunk_steps: int,
     progress: bool,
 ) -> Iterator[Chunk]:
-    """Train from `start`, yielding a chunk at every multiple of `chunk_steps` and one at the end."""
+    """Go through the snapshots, yielding a chunk at every multiple of `chunk_steps` and one at the end."""
     from tqdm.auto import tqdm
 
     per_epoch, total = batches_per_epoch(split, recipe.batch_size), recipe.steps_in(split)
     carries: dict[str, Any] = dict(tree_map(lambda t: t.to(split.device), start.carries))
     logs: dict[str, Log] = {}
-    modules: list[Any] = []
+    guard: Guard | None = None
     # a look at the loss makes an accelerator wait, so there it is looked at now and then only
     look = 1 if split.device.type == "cpu" else 50
 
     with tqdm(total=total, initial=start.step, unit="step", disable=not progress, mininterval=0.5) as bar:
-        for snap in steps(recipe, split, start):
-            modules = modules or list(snap.net.modules())
+        for snap in snaps:
+            guard = guard or Guard(snap)
             s, last = snap.step, snap.updates is None
             if s % chunk_steps == 0 and s > start.step and not last:
                 chunk = _close(logs, snap, carries, "running")
@@ -166,7 +170,7 @@ def _chunks(
                 bar.set_postfix(valid_accuracy=f"{scored.accuracy:.3f}", refresh=False)
             due = [(k, p) for k, p in probes.items() if p.due(s) and (not last or p.reads <= AT_THE_END)]
             if due:
-                carries = measure(due, snap, modules, carries, logs)
+                carries = measure(due, snap, guard, carries, logs)
             if last:
                 yield _close(logs, snap, carries, "finished")
                 return

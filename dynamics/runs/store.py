@@ -55,7 +55,8 @@ class Chunk:
 
 def create(folder: Path, manifest: Mapping[str, Any], chunks: Iterable[Chunk]) -> None:
     """Make a run folder, whole or not at all; raises DynamicsError where one exists or the place cannot be written."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # os.path answers no, where Path raises, for a name that the system refuses; making it then says so
+    if os.path.exists(folder) and (not os.path.isdir(folder) or any(folder.iterdir())):
         raise DynamicsError(
             f"{folder} exists already: choose another folder, or continue that run with "
             f"resume({str(folder)!r}) or dynamics train --resume {folder}"
@@ -79,7 +80,7 @@ def create(folder: Path, manifest: Mapping[str, Any], chunks: Iterable[Chunk]) -
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder; raises DynamicsError for what is not one, or is of a newer format."""
     path = folder / "run.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DynamicsError(f"{folder} is not a run folder (no run.json in it): name one that train(out=...) wrote")
     try:
         manifest = json.loads(path.read_text())
