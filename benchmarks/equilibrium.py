@@ -60,7 +60,7 @@ def main() -> None:
     split = dyn.load_data(arguments.data, limit=arguments.limit).train
     result: dict[str, object] = {"data": split.name if arguments.data == "shapes" else "images", "n": len(split)}
     for kind, (median_bound, worst_bound) in BOUNDS.items():
-        base = replace(EQUILIBRIUM, net=EQUILIBRIUM.net.replace(width=arguments.width), epochs=18)
+        base = replace(EQUILIBRIUM, net=EQUILIBRIUM.net.replace(width=arguments.width), epochs=16)
         recipe = replace(base, optimizer=replace(base.optimizer, nesterov=kind == "nesterov"))
         found = [ratios(replace(recipe, seed=seed), split) for seed in range(arguments.seeds)]
         names = list(found[0]["layers"])
