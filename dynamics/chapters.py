@@ -52,7 +52,7 @@ def execute(notebook: Path, out: Path, *, say: Callable[[str], None] = print) ->
     from nbconvert import HTMLExporter
 
     if out.resolve() == notebook.parent.resolve():
-        raise DynamicsError(f"{out} is where the chapters are, which this would overwrite: choose another --out")
+        raise DynamicsError(f"{out} is where the chapters are, which this would overwrite: choose another folder")
     try:
         book = nbformat.read(notebook, as_version=4)
         out.mkdir(parents=True, exist_ok=True)

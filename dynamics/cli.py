@@ -173,8 +173,8 @@ def _summary(run: Any) -> dict[str, Any]:
         theory = predict(run)
     except DynamicsError:  # too few readings yet, or an optimizer without this theory
         return summary
-    steps = theory.step.values[-max(1, len(theory.step) // 4) :]
-    steps = steps[np.isin(steps, run["angles"].step.values)]
+    steps = np.intersect1d(theory.step.values, run["angles"].step.values)
+    steps = steps[-max(1, len(steps) // 4) :]
     if not len(steps):
         return summary
     angle = run["angles"].angle.sel(step=steps)

@@ -6,7 +6,7 @@ colour, so that a dark theme works.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +80,7 @@ def plot_batchnorm(
 
 
 def _runs(run: Run | Sequence[Run]) -> list[Run]:
-    runs = [run] if isinstance(run, Run) else list(run) if isinstance(run, list | tuple) else []
+    runs = [run] if isinstance(run, Run) else list(run) if isinstance(run, Iterable) else []
     if not runs or not all(isinstance(r, Run) for r in runs):
         raise DynamicsError(
             "a plot takes a Run, or a list of runs of one recipe: train(...) and load_run(...) make them"

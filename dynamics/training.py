@@ -65,7 +65,7 @@ class Recipe:
         """The same recipe over another number of epochs, its schedule stretched in proportion."""
         lr = getattr(self.optimizer, "lr", None)
         if not 0 < epochs < math.inf or not self.epochs:
-            raise DynamicsError(f"epochs must be above 0 and finite, got {epochs}")
+            raise DynamicsError(f"epochs must be above 0, got {epochs:g}: give a finite number")
         if not hasattr(lr, "stretch"):
             return replace(self, epochs=epochs)
         return replace(self, epochs=epochs, optimizer=replace(self.optimizer, lr=lr.stretch(epochs / self.epochs)))

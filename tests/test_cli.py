@@ -350,7 +350,7 @@ def kinds_of_run(kind: str, npz: Path, copied: Path) -> Path:
     elif kind == "one reading":
         done("train", "--data", npz, *TINY, "--every", 100, "--out", "r")
     elif kind == "no steps":
-        done("train", "--data", npz, *TINY[:-4], "--epochs", 0.01, "--out", "r")
+        dyn.train(toy_recipe(epochs=0), toy_split(), probes=dyn.standard(1), out="r", progress=False)
     elif kind == "diverged":
         assert dynamics("train", "--recipe", "diverging", "--data", npz, "--every", 1, "--out", "r").code == 3
     else:
@@ -448,6 +448,7 @@ BAD = {
     "width 0": (("--width", 0), "width must be a whole number from 1"),
     "width -3": (("--width", -3), "width must be a whole number from 1"),
     "width 10000": (("--width", 10_000), "width must be a whole number from 1 to 4096"),
+    "epochs too few": (("--epochs", 0.01), "0.01 epochs are not one step of .* images: raise --epochs"),
     "epochs 0": (("--epochs", 0), "epochs must be above 0, got 0"),
     "epochs -1": (("--epochs", -1), "epochs must be above 0, got -1"),
     "epochs nan": (("--epochs", "nan"), "epochs must be"),
