@@ -12,6 +12,7 @@ from .claims import MIME
 from .errors import DynamicsError, unknown
 
 SCALES = ("fast", "cpu", "full")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 T = TypeVar("T")
 
 
@@ -87,6 +88,9 @@ def execute(notebook: Path, out: Path, *, say: Callable[[str], None] = print) ->
         ) from None
     finally:
         nbformat.write(book, out / notebook.name)
+    for cell in book.cells:  # a finished progress bar is a widget, whose stand-in on a page stays at 0 %
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", ())]
     page, _ = HTMLExporter().from_notebook_node(book)
     (out / notebook.with_suffix(".html").name).write_text(page, encoding="utf-8")
     told = [cell for cell in book.cells if "verdicts" in cell.metadata.get("tags", ())]

@@ -201,6 +201,15 @@ def test_a_place_that_cannot_be_written_is_told_before_any_cell_runs(tmp_path):
     assert said == [] and (tmp_path / "file").read_text() == "mine"
 
 
+def test_progress_bars_are_in_the_notebook_and_not_on_the_page(tmp_path):
+    cell = "from tqdm.auto import tqdm\nfor _ in tqdm(range(3), desc='three seeds'):\n    pass\nprint('done')"
+    notebook = write(tmp_path / "01_tiny.ipynb", [(cell, ())])
+    execute(notebook, tmp_path / "out", say=lambda line: None)
+    assert "widget-view" in (tmp_path / "out" / "01_tiny.ipynb").read_text()
+    page = (tmp_path / "out" / "01_tiny.html").read_text()
+    assert "done" in page and "three seeds:" not in page
+
+
 def test_a_chapter_is_not_written_over_itself(tmp_path):
     notebook = write(tmp_path / "01_tiny.ipynb", CELLS[:1])
     before = notebook.read_bytes()
