@@ -21,7 +21,7 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
 
 run: $(INSTALLED) ## execute chapter 06 (weight decay finds an equilibrium), print its verdicts, write its page
-	@echo "executing chapter 06: it trains a few dozen small nets, about 3 minutes on 2 cores ..."
+	@echo "executing chapter 06: it trains a few dozen small nets, about 4 minutes on 2 cores ..."
 	@$(BIN)/python -m dynamics chapter 06 --out build
 	@echo "the page: $(CURDIR)/build/06_weight_decay_equilibrium.html (open it in a browser; 'make lab' to play with it)"
 
