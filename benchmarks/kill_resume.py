@@ -41,7 +41,8 @@ def moved(snap: dyn.Snapshot, carry: dict[str, torch.Tensor] | None) -> tuple[di
 
 def work(folder: Path, precision: str, steps: int) -> None:
     """Train, or go on where a killed process stopped; a kill before the folder exists means to begin again."""
-    train, valid = random_split(640), random_split(200, seed=1)
+    data = random_split(840)
+    train, valid = data[:640], data[640:]
     probes = {"moved": dyn.every(1, moved)}
     if folder.exists():
         dyn.resume(folder, train, valid, probes=probes, progress=False)
