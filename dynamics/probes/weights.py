@@ -60,6 +60,11 @@ def _pairs(snap: Snapshot, others: Tensors) -> list[tuple[torch.Tensor, torch.Te
     return [(rows, as_rows(others[k], snap.params[k])) for k, rows in snap.filter_rows.items()]
 
 
+def _live(snap: Snapshot) -> tuple[tuple[str], torch.Tensor, dict[str, str]]:
+    """The mask of live filters, as norms and angles both record it."""
+    return ("filter",), torch.cat(list(snap.live_filters.values())), {"long_name": "running variance above 10 eps"}
+
+
 def _lrs(snap: Snapshot, keys: tuple[str, ...]) -> torch.Tensor:
     """The lr in force for each layer, [layer]."""
     groups = snap.recipe.optimizer.partition(tuple(snap.params))
@@ -76,11 +81,7 @@ def weight_norms(snap: Snapshot) -> Reading:
         **layers.coords,
         "norm": (("layer",), layers.total(norms.square()).sqrt(), {"units": "1", "long_name": "weight norm"}),
         "filter_norm": (("filter",), norms, {"units": "1", "long_name": "weight norm of a filter"}),
-        "live": (
-            ("filter",),
-            torch.cat(list(snap.live_filters.values())),
-            {"long_name": "running variance above 10 eps"},
-        ),
+        "live": _live(snap),
     }
 
 
@@ -126,11 +127,7 @@ def angles(snap: Snapshot) -> Reading:
             {"units": "rad", "long_name": "single-step angle of a filter"},
         ),
         "filter_relative_update": (("filter",), (update / squares).sqrt(), relative),
-        "live": (
-            ("filter",),
-            torch.cat(list(snap.live_filters.values())),
-            {"long_name": "running variance above 10 eps"},
-        ),
+        "live": _live(snap),
     }
 
 

@@ -151,7 +151,9 @@ def read_chunk(path: Path, *, readings: bool = True, state: bool = True) -> Chun
                 for name, group in (meta["groups"].items() if readings else ())
             }
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DynamicsError(f"{path} is damaged ({error}): delete it, and resume the run to make it again") from None
+        raise DynamicsError(
+            f"{path} is damaged ({error}): delete it and every later chunk, and resume the run to make them again"
+        ) from None
     tree = unflatten({k.removeprefix("state/"): t for k, t in tensors.items()})
     opt = tree.get("opt", {}) if meta["has_opt"] else None
     # an empty dict leaves no tensors behind, but a probe may remember one
