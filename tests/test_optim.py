@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import dynamics as dyn
+from dynamics import optim
 from dynamics.errors import DynamicsError
 
 A = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -12,25 +22,177 @@ QUADRATIC = A @ A.T / 6
 STEPS_PER_EPOCH = 4
 
 
+# Every optimizer: the same protocol, the same tests
+
+
+class Case(NamedTuple):
+    """make(lr, groups) is ours. twin is the published algorithm: a torch optimizer of lr and groups of parameters, or a
+    plain loop, rule(w, g, memory, lr, weight_decay) -> w, where memory is a dict of the parameter's own."""
+
+    make: Callable[..., optim.Optimizer]
+    twin: Callable[..., Any]
+    lr: float
+    weight_decay: float
+
+
+def case(kind: type, lr: float, twin: Callable[..., Any], **given: Any) -> Case:
+    def make(lr: Any, groups: tuple[dyn.Group, ...] = ()) -> optim.Optimizer:
+        return kind(lr=lr, groups=groups, **given)
+
+    return Case(make, twin, lr, given.get("weight_decay", 0.0))
+
+
+def adapted(name: str, lr: float, **given: Any) -> Case:
+    def make(lr: Any, groups: tuple[dyn.Group, ...] = ()) -> optim.Optimizer:
+        return optim.TorchOptimizer(name, lr=lr, groups=groups, **given)
+
+    # a parameter without decay in a group that names none takes the optimizer's own
+    return Case(make, lambda groups: getattr(torch.optim, name)(groups, **given), lr, given.get("weight_decay"))
+
+
+def torch_twin(kind: type[torch.optim.Optimizer], **given: Any) -> Callable[..., Any]:
+    return lambda groups: kind(groups, **given)
+
+
+def decoupled_nesterov_rule(w, g, memory, lr, decay):
+    v = memory["v"] = 0.9 * memory.get("v", 0.0) + g
+    return (1 - lr * decay) * w - lr * (g + 0.9 * v)
+
+
+def lion_rule(w, g, memory, lr, decay):
+    """Chen et al. 2023, Algorithm 2, line by line."""
+    beta1, beta2, m = 0.8, 0.95, memory.get("m", np.zeros_like(w))
+    c = beta1 * m + (1 - beta1) * g
+    w = w - lr * (np.sign(c) + decay * w)
+    memory["m"] = beta2 * m + (1 - beta2) * g
+    return w
+
+
+def lars_rule(w, g, memory, lr, decay):
+    """You et al. 2017, Algorithm 1, one lr outside the velocity."""
+    rate = 0.02 * np.sqrt((w**2).sum()) / (np.sqrt((g**2).sum()) + decay * np.sqrt((w**2).sum())) if w.ndim > 1 else 1.0
+    v = memory["v"] = 0.9 * memory.get("v", 0.0) + rate * (g + decay * w)
+    return w - lr * v
+
+
+def page_lars_rule(nesterov):
+    def rule(w, g, memory, lr, decay):
+        before, memory_v = memory.get("v", np.zeros_like(w)), np.zeros_like(w)
+        moved = w.copy()
+        for i in range(len(w)):  # a channel at a time; a vector is not adapted
+            rate = np.linalg.norm(w[i]) / (np.linalg.norm(g[i]) + 0.05) if w.ndim > 1 else 1.0
+            d = rate * (g[i] + decay * w[i])
+            memory_v[i] = 0.9 * before[i] + d
+            moved[i] = w[i] - lr * (d + 0.9 * memory_v[i] if nesterov else memory_v[i])
+        memory["v"] = memory_v
+        return moved
+
+    return rule
+
+
+def nesterov_arguments(**given: Any) -> dict[str, Any]:
+    return {"momentum": 0.9, "nesterov": True, "weight_decay": 0.02, **given}
+
+
+CASES = {
+    "SGD": case(
+        dyn.SGD, 0.07, torch_twin(torch.optim.SGD, momentum=0.9, nesterov=True), **nesterov_arguments()
+    ),
+    "SGD, plain": case(dyn.SGD, 0.07, torch_twin(torch.optim.SGD), momentum=0.0, weight_decay=0.02),
+    "SGD, decoupled": case(dyn.SGD, 0.07, decoupled_nesterov_rule, **nesterov_arguments(decoupled=True)),
+    "PageLARS": case(optim.PageLARS, 0.02, page_lars_rule(True), eps=0.05, weight_decay=0.1),
+    "PageLARS, heavy ball": case(
+        optim.PageLARS, 0.02, page_lars_rule(False), eps=0.05, nesterov=False, weight_decay=0.0
+    ),
+    "LARS": case(optim.LARS, 0.3, lars_rule, trust=0.02, weight_decay=0.1),
+    "Adam": case(
+        optim.Adam, 0.05, torch_twin(torch.optim.Adam, betas=(0.8, 0.95), eps=1e-3),
+        beta1=0.8, beta2=0.95, eps=1e-3, weight_decay=0.1,
+    ),
+    "Adam, no decay": case(optim.Adam, 0.05, torch_twin(torch.optim.Adam), weight_decay=0.0),
+    "AdamW": case(
+        optim.AdamW, 0.05, torch_twin(torch.optim.AdamW, betas=(0.8, 0.95), eps=1e-3),
+        beta1=0.8, beta2=0.95, eps=1e-3, weight_decay=0.5,
+    ),
+    "Lion": case(optim.Lion, 0.02, lion_rule, beta1=0.8, beta2=0.95, weight_decay=0.5),
+    "torch SGD": adapted("SGD", 0.07, momentum=0.9, dampening=0.3, weight_decay=0.02),
+    "torch SGD, foreach": adapted("SGD", 0.07, **nesterov_arguments(weight_decay=0.0, foreach=True)),
+    "torch SGD, plain": adapted("SGD", 0.07),
+    "torch Adam": adapted("Adam", 0.05, betas=(0.8, 0.95), amsgrad=True, weight_decay=0.1),
+    "torch AdamW": adapted("AdamW", 0.05, weight_decay=0.5),
+    "torch AdamW, fused": adapted("AdamW", 0.05, weight_decay=0.5, fused=True),
+    "torch NAdam": adapted("NAdam", 0.05, weight_decay=0.1, decoupled_weight_decay=True),
+    "torch RAdam": adapted("RAdam", 0.05, weight_decay=0.1, betas=(0.8, 0.9)),
+    "torch RMSprop": adapted("RMSprop", 0.02, weight_decay=0.1, centered=True, momentum=0.5),
+    "torch Adagrad": adapted("Adagrad", 0.2, weight_decay=0.1, lr_decay=0.1, initial_accumulator_value=0.3),
+    "torch Adamax": adapted("Adamax", 0.05, weight_decay=0.1),
+    "torch Adadelta": adapted("Adadelta", 1.0, weight_decay=0.1, rho=0.8),
+    "torch ASGD": adapted("ASGD", 0.07, weight_decay=0.1, lambd=0.01, t0=5),
+    "torch Rprop": adapted("Rprop", 0.05, etas=(0.4, 1.3)),
+    "torch Adafactor": adapted("Adafactor", 0.05, weight_decay=0.1),
+}  # fmt: skip
+HAS_DECAY = {k: k != "torch Rprop" for k in CASES}
+every_optimizer = pytest.mark.parametrize("name", CASES)
+
+
+def groups_for(name: str) -> tuple[dyn.Group, ...]:
+    return (
+        dyn.Group("*.bias", 4.0, 0.0 if HAS_DECAY[name] else 1.0),
+        dyn.Group("norm.*", 0.5, 3.0 if HAS_DECAY[name] else 1.0),
+    )
+
+
+FACTORS = {"norm.bias": (4.0, 0.0), "norm.weight": (0.5, 3.0)}
+"""What `groups_for` says of lr and decay, by hand."""
+
+
 def start() -> dict[str, torch.Tensor]:
     draws = torch.Generator().manual_seed(1)
-    shapes = {"conv.weight": (6, 2), "norm.weight": (6,), "norm.bias": (6,), "linear.weight": (6, 3)}
+    shapes = {"conv.weight": (6, 2, 3, 3), "norm.weight": (6,), "norm.bias": (6,), "linear.weight": (6, 3)}
     return {k: torch.randn(*s, dtype=torch.float64, generator=draws) for k, s in shapes.items()}
 
 
 def gradients(params: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
     """A quadratic that couples everything to itself, with a step-dependent force."""
     force = torch.sin(torch.arange(6, dtype=torch.float64) + step)
-    return {k: QUADRATIC @ p + (force if p.ndim == 1 else force[:, None]) for k, p in params.items()}
+    return {k: torch.tensordot(QUADRATIC, p, 1) + force.reshape(-1, *[1] * (p.ndim - 1)) for k, p in params.items()}
 
 
-def ours(optimizer: dyn.SGD, steps: int = 30) -> dict[str, torch.Tensor]:
-    params = start()
-    opt = optimizer.init(params)
-    for t in range(steps):
+def walk(optimizer: optim.Optimizer, params, opt, begin: int, end: int):
+    """The training loop: parameters and optimizer state after the steps begin to end."""
+    for t in range(begin, end):
         updates, opt = optimizer.update(gradients(params, t), opt, params, (t + 1) / STEPS_PER_EPOCH)
         params = {k: p + updates[k] for k, p in params.items()}
-    return params
+    return params, opt
+
+
+def ours(optimizer: optim.Optimizer, steps: int = 30) -> dict[str, torch.Tensor]:
+    return walk(optimizer, start(), optimizer.init(start()), 0, steps)[0]
+
+
+def twins(case: Case, schedule: Callable[[float], float], factors: dict[str, tuple[float, float]], steps: int = 30):
+    """The twin's trajectory on its own loop, each parameter with its own lr and decay."""
+    scale = {k: factors.get(k, (1.0, 1.0)) for k in start()}
+    params = {k: torch.nn.Parameter(p) for k, p in start().items()}
+    if "groups" in inspect.signature(case.twin).parameters:
+        decay = {} if case.weight_decay is None else {"weight_decay": case.weight_decay}
+        groups = [{"params": [p], **{k: d * scale[name][1] for k, d in decay.items()}} for name, p in params.items()]
+        for group, name in zip(groups, params, strict=True):
+            group["lr"] = schedule(1 / STEPS_PER_EPOCH) * scale[name][0]
+        optimizer = case.twin(groups)
+        for t in range(steps):
+            grads = gradients({k: p.detach() for k, p in params.items()}, t)
+            for (name, p), group in zip(params.items(), optimizer.param_groups, strict=True):
+                p.grad, group["lr"] = grads[name], schedule((t + 1) / STEPS_PER_EPOCH) * scale[name][0]
+            optimizer.step()
+        return {k: p.detach() for k, p in params.items()}
+    weights, memory = {k: p.numpy().copy() for k, p in start().items()}, {k: {} for k in params}
+    for t in range(steps):
+        grads = gradients({k: torch.from_numpy(w) for k, w in weights.items()}, t)
+        for k, w in weights.items():
+            lr, decay = schedule((t + 1) / STEPS_PER_EPOCH) * scale[k][0], case.weight_decay * scale[k][1]
+            weights[k] = case.twin(w, grads[k].numpy(), memory[k], lr, decay)
+    return {k: torch.from_numpy(w) for k, w in weights.items()}
 
 
 def torchs(groups, schedule, steps: int = 30, **given) -> dict[str, torch.Tensor]:
@@ -46,10 +208,339 @@ def torchs(groups, schedule, steps: int = 30, **given) -> dict[str, torch.Tensor
     return {k: p.detach() for k, p in params.items()}
 
 
-def assert_close(a, b):
+def assert_close(a, b, tolerance=1e-12):
     assert list(a) == list(b)
     for k in a:
-        torch.testing.assert_close(a[k], b[k], rtol=1e-12, atol=1e-12, msg=k)
+        torch.testing.assert_close(a[k], b[k], rtol=tolerance, atol=tolerance, msg=k)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, torch.Tensor]:
+    out: dict[str, torch.Tensor] = {}
+    for key, value in tree.items():
+        assert "/" not in key
+        out.update(flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + key: value})
+    assert all(isinstance(t, torch.Tensor) for t in out.values())
+    return out
+
+
+@every_optimizer
+@pytest.mark.parametrize("grouped", [False, True], ids=["constant", "schedule and groups"])
+def test_every_optimizer_equals_its_twin(name, grouped):
+    case = CASES[name]
+    lr = dyn.PiecewiseLinear((0, 2, 6), (0.0, case.lr, case.lr / 5)) if grouped else dyn.Constant(case.lr)
+    optimizer = case.make(lr if grouped else case.lr, groups_for(name) if grouped else ())
+    expected = twins(case, lr, FACTORS if grouped else {})
+    assert_close(ours(optimizer), expected, 1e-10 if name.startswith("torch") else 1e-12)
+    assert min(float((expected[k] - p).abs().max()) for k, p in start().items()) > 1e-2, "a test that moves nothing"
+
+
+@every_optimizer
+def test_every_update_is_pure_and_fits_the_parameters(name):
+    optimizer = CASES[name].make(CASES[name].lr, groups_for(name))
+    params = start()
+    opt = optimizer.init(params)
+    structure = {k: (t.shape, t.dtype) for k, t in flat(opt).items()}
+    for t in range(3):  # the first without a state
+        grads = gradients(params, t)
+        inputs = [*grads.values(), *params.values(), *flat(opt).values()]
+        copies, versions = [t.clone() for t in inputs], [t._version for t in inputs]
+        updates, following = optimizer.update(grads, opt, params, 0.5)
+        again, following_again = optimizer.update(grads, opt, params, 0.5)
+        assert all(torch.equal(t, c) for t, c in zip(inputs, copies, strict=True))
+        assert [t._version for t in inputs] == versions
+        storages = {t.untyped_storage().data_ptr() for t in inputs}
+        results = [*updates.values(), *flat(following).values()]
+        assert not storages & {t.untyped_storage().data_ptr() for t in results}
+        assert len({t.untyped_storage().data_ptr() for t in results}) == len(results)
+        assert not any(t.requires_grad for t in results)
+        assert list(updates) == list(params)
+        assert all(updates[k].shape == p.shape and updates[k].dtype == p.dtype for k, p in params.items())
+        assert all(torch.equal(updates[k], again[k]) for k in params)
+        assert all(
+            torch.equal(a, b) for a, b in zip(flat(following).values(), flat(following_again).values(), strict=True)
+        )
+        assert {k: (t.shape, t.dtype) for k, t in flat(following).items()} == structure
+        params, opt = {k: p + updates[k] for k, p in params.items()}, following
+
+
+@every_optimizer
+def test_stopping_in_the_middle_changes_nothing(name):
+    case = CASES[name]
+    optimizer = case.make(dyn.PiecewiseLinear((0, 2, 6), (0.0, case.lr, 0.0)), groups_for(name))
+    whole, opt_whole = walk(optimizer, start(), optimizer.init(start()), 0, 20)
+    params, opt = walk(optimizer, start(), optimizer.init(start()), 0, 7)
+    saved = {k: t.numpy().tolist() for k, t in flat(opt).items()}
+    fresh = optimizer.init(params)  # a saved state is written over a fresh one
+    for k, tensor in flat(fresh).items():
+        tensor.copy_(torch.tensor(saved.pop(k), dtype=torch.float64))
+    assert not saved
+    halves, opt_halves = walk(optimizer, params, fresh, 7, 20)
+    assert all(torch.equal(whole[k], halves[k]) for k in whole)
+    assert all(torch.equal(a, b) for a, b in zip(flat(opt_whole).values(), flat(opt_halves).values(), strict=True))
+
+
+@pytest.mark.parametrize("name", [k for k in CASES if k != "torch Rprop"])  # whose steps have a lower bound
+def test_zero_lr_moves_nothing(name):
+    everywhere = CASES[name].make(0.0)
+    in_a_group = CASES[name].make(CASES[name].lr, (dyn.Group("linear.*", lr_factor=0.0),))
+    before, after, grouped = start(), ours(everywhere, 5), ours(in_a_group, 5)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert [k for k in before if torch.equal(before[k], grouped[k])] == ["linear.weight"]
+
+
+@every_optimizer
+@pytest.mark.parametrize("grads_too", [False, True], ids=["gradients contiguous", "gradients too"])
+def test_every_optimizer_trains_in_float32_and_channels_last(name, grads_too):
+    like = {k: p.float() for k, p in start().items()}
+    like["conv.weight"] = like["conv.weight"].contiguous(memory_format=torch.channels_last)
+    optimizer = CASES[name].make(CASES[name].lr)
+    params, opt = like, optimizer.init(like)
+    for t in range(3):
+        grads = {k: g.float() for k, g in gradients({k: p.double() for k, p in params.items()}, t).items()}
+        if grads_too:
+            grads["conv.weight"] = grads["conv.weight"].contiguous(memory_format=torch.channels_last)
+        updates, opt = optimizer.update(grads, opt, params, 1.0)
+        params = {k: p + updates[k] for k, p in params.items()}
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in params.values())
+    assert updates["conv.weight"].is_contiguous(memory_format=torch.channels_last) or not grads_too
+    expected = ours(optimizer, 3)
+    assert all((params[k] - p).abs().max() < 1e-3 for k, p in expected.items())
+
+
+@every_optimizer
+def test_hyperparameters_are_one_number_a_group(name):
+    case = CASES[name]
+    schedule = dyn.PiecewiseLinear((0, 2), (0.0, case.lr))
+    optimizer = case.make(schedule, groups_for(name))
+    in_force = optimizer.hyperparameters(1.0)
+    assert all(type(v) is float and math.isfinite(v) for values in in_force.values() for v in values)
+    assert {len(values) for values in in_force.values()} == {3}
+    assert in_force["lr"] == pytest.approx((2 * case.lr, case.lr / 4, case.lr / 2))
+    if HAS_DECAY[name]:
+        decay = in_force["weight_decay"][-1]
+        assert in_force["weight_decay"] == (0.0, 3 * decay, decay) and decay == (case.weight_decay or 0.0)
+        is_decoupled = name.endswith("decoupled") or name.split(",")[0] in (
+            "AdamW", "Lion", "torch AdamW", "torch NAdam", "torch Adafactor"
+        )  # fmt: skip
+        assert in_force["decoupled"] == (float(is_decoupled),) * 3
+    optimizer.partition(tuple(start()))
+
+
+@every_optimizer
+def test_every_optimizer_is_a_value_that_json_can_hold(name):
+    make, lr = CASES[name].make, CASES[name].lr
+    optimizer = make(dyn.PiecewiseLinear((0, 2), (0.0, lr)), groups_for(name))
+    assert type(optimizer) in optim.KINDS
+    fields = {f.name: getattr(optimizer, f.name) for f in dataclasses.fields(optimizer)}
+
+    def decoded(value):  # a recipe's JSON: dataclasses by kind, and lists, which come back as tuples
+        if isinstance(value, list | tuple):
+            return tuple(map(decoded, value))
+        if type(value) in optim.KINDS:
+            return type(value)(**{f.name: decoded(getattr(value, f.name)) for f in dataclasses.fields(value)})
+        return json.loads(json.dumps(value, allow_nan=False))
+
+    again = decoded(optimizer)
+    assert again == optimizer and hash(again) == hash(optimizer) and again is not optimizer
+    assert type(optimizer)(**fields) == optimizer != dataclasses.replace(optimizer, lr=lr)
+    assert eval(repr(optimizer), {k.__name__: k for k in optim.KINDS}) == optimizer
+
+
+@every_optimizer
+def test_every_schedule_can_be_stretched(name):
+    optimizer = CASES[name].make(dyn.PiecewiseLinear((0, 2), (0.0, 0.1)))
+    stretched = dataclasses.replace(optimizer, lr=optimizer.lr.stretch(3))
+    assert stretched.hyperparameters(3.0) == optimizer.hyperparameters(1.0) != stretched.hyperparameters(1.0)
+
+
+@every_optimizer
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": -0.1}, "lr must be a number of at least 0, got -0.1"),
+        ({"lr": float("nan")}, "lr must be a number"),
+        ({"lr": "0.1"}, "lr must be a number of at least 0, got '0.1'"),
+        ({"groups": (dyn.Group("*.scale"),)}, "no parameter matches the group '*.scale'"),
+        ({"groups": ("*.bias",)}, "groups must be a tuple of Group"),
+    ],
+    ids=["negative", "nan", "string", "no match", "not a group"],
+)
+def test_bad_input_is_one_line(name, change, message):
+    with pytest.raises(DynamicsError) as error:
+        CASES[name].make(**{"lr": 0.1, **change}).init(start())
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+# LARS
+
+
+def test_page_lars_equals_pages_own_convention_at_constant_lr():
+    """His loss is the sum over N images, with N times the decay; 1e-2 goes to that norm, lr into the velocity."""
+    n, lr, decay, momentum = 128, 0.02, 0.3, 0.9
+    params = {k: p.clone() for k, p in start().items() if p.ndim > 1}
+    mine = optim.PageLARS(lr, weight_decay=decay, eps=1e-2 / n)
+    w, opt, velocity = params, mine.init(params), {k: torch.zeros_like(p) for k, p in params.items()}
+    for t in range(20):
+        updates, opt = mine.update(gradients(w, t), opt, w, 0.0)
+        w = {k: p + updates[k] for k, p in w.items()}
+        for k, g in gradients(params, t).items():
+            p, total = params[k], n * g
+            size = [v.flatten(1).norm(dim=1).reshape(-1, *[1] * (p.ndim - 1)) for v in (p, total)]
+            d = -lr * size[0] / (size[1] + 1e-2) * (total + n * decay * p)
+            velocity[k] = momentum * velocity[k] + d
+            params[k] = p + d + momentum * velocity[k]
+    assert_close(w, params)
+
+
+def test_every_channel_moves_by_a_fraction_lr_of_its_norm():
+    params = start()
+    lars = optim.PageLARS(0.03, momentum=0.0, nesterov=False, weight_decay=0.0, eps=0.0)
+    updates, _ = lars.update(gradients(params, 3), lars.init(params), params, 0.0)
+    for k in ("conv.weight", "linear.weight"):
+        size = updates[k].flatten(1).norm(dim=1) / params[k].flatten(1).norm(dim=1)
+        torch.testing.assert_close(size, torch.full_like(size, 0.03), rtol=1e-12, atol=0)
+    torch.testing.assert_close(updates["norm.bias"], -0.03 * gradients(params, 3)["norm.bias"])
+
+
+def test_a_layer_moves_by_at_most_lr_times_trust_of_its_norm():
+    params = start()
+    for decay, close in ((0.0, True), (0.5, False)):
+        lars = optim.LARS(2.0, momentum=0.0, weight_decay=decay, trust=0.01)
+        updates, _ = lars.update(gradients(params, 3), lars.init(params), params, 0.0)
+        for k in ("conv.weight", "linear.weight"):
+            size = float(updates[k].norm() / params[k].norm())
+            assert size <= 0.02 * (1 + 1e-12) and (abs(size - 0.02) < 1e-12) == close
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_lars_survives_weights_and_gradients_of_zero(decay, eps):
+    params, zeros = start(), {k: torch.zeros_like(p) for k, p in start().items()}
+    for lars in (optim.PageLARS(0.1, eps=eps, weight_decay=decay), optim.LARS(0.1, weight_decay=decay)):
+        for weights, grads in ((zeros, gradients(params, 0)), (params, zeros), (zeros, zeros)):
+            updates, opt = lars.update(grads, lars.init(weights), weights, 0.0)
+            assert all(t.isfinite().all() for t in [*updates.values(), *opt["velocity"].values()])
+            moved = float(updates["conv.weight"].abs().max()) > 0
+            # Page's norm 0 stays; the layer-wise one takes a plain step from there
+            if weights is zeros:
+                assert moved == (isinstance(lars, optim.LARS) and grads is not zeros)
+
+
+# torch's optimizers
+
+
+def test_adapter_needs_no_torch_state_of_its_own():
+    """torch gives scalars the precision of the default type, load_state_dict that of the parameters."""
+    nadam = CASES["torch NAdam"].make(0.1)
+    opt = nadam.init(start())
+    assert {t.dtype for t in opt["mu_product"].values()} == {torch.float32}
+    assert opt["count"] == 0 and not any(t.any() for t in flat(opt).values())
+    _, opt = walk(nadam, start(), opt, 0, 2)
+    assert opt["count"] == 2 and {float(t) for t in opt["step"].values()} == {2.0}
+
+
+def test_adapter_passes_muon_matrices_and_nothing_else():
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    muon = optim.TorchOptimizer("Muon", lr=0.02, weight_decay=0.1)
+    assert muon.hyperparameters(0.0)["decoupled"] == (1.0,)
+    with pytest.raises(DynamicsError, match=r"torch.optim.Muon refuses .*2D") as error:
+        muon.init(start())
+    assert "\n" not in str(error.value)
+    matrix = {"linear.weight": start()["linear.weight"].float()}
+    twin = nn.Parameter(matrix["linear.weight"].clone())
+    theirs, (w, opt) = torch.optim.Muon([twin], lr=0.02, weight_decay=0.1), (matrix, muon.init(matrix))
+    for t in range(4):
+        g = torch.cos(t + torch.arange(18.0)).reshape(6, 3)
+        updates, opt = muon.update({"linear.weight": g}, opt, w, 0.0)
+        w = {k: p + updates[k] for k, p in w.items()}
+        twin.grad = g
+        theirs.step()
+    torch.testing.assert_close(w["linear.weight"], twin.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_adapter_takes_torchs_own_lr_by_default():
+    assert optim.TorchOptimizer("Adagrad").lr == 0.01 and optim.TorchOptimizer("Adadelta").lr == 1.0
+
+
+def test_adapters_are_equal_when_their_arguments_are():
+    listed = optim.TorchOptimizer("Adam", eps=1e-6, betas=[0.8, 0.9])
+    pairs = optim.TorchOptimizer(name="Adam", arguments=[["betas", (0.8, 0.9)], ("eps", 1e-6)])
+    assert listed == pairs and listed.arguments == (("betas", (0.8, 0.9)), ("eps", 1e-6))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+         {"lr": 0.5, "momentum": 0.9, "nesterov": 1.0, "weight_decay": 0.1, "decoupled": 0.0, "dampening": 0.0}),
+        (("Adam", {"betas": (0.8, 0.9), "eps": 1e-6}),
+         {"lr": 0.5, "beta1": 0.8, "beta2": 0.9, "eps": 1e-6, "weight_decay": 0.0, "decoupled": 0.0}),
+        (("AdamW", {}), {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01, "decoupled": 1.0}),
+        (("RAdam", {"decoupled_weight_decay": True}), {"decoupled": 1.0}),
+        (("Adafactor", {"eps": (None, 1e-2)}), {"eps2": 1e-2, "decoupled": 1.0, "eps1": None, "eps": None}),
+        (("Rprop", {}), {"eta1": 0.5, "eta2": 1.2, "step_size1": 1e-6, "step_size2": 50.0, "decoupled": None}),
+        (("LBFGS", {}), {"max_iter": 20.0, "decoupled": None, "line_search_fn": None}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_torch_hyperparameters(given, expected):
+    """None: left out."""
+    name, arguments = given
+    optimizer = getattr(torch.optim, name)([nn.Parameter(torch.zeros(2))], lr=0.5, **arguments)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)
+    found = optim.torch_hyperparameters(optimizer)
+    assert {k: found.get(k) for k in expected} == {k: None if v is None else (v,) for k, v in expected.items()}
+    assert not {"params", "foreach", "fused", "capturable", "differentiable", "initial_lr"} & found.keys()
+
+
+def test_torch_hyperparameters_of_groups_that_differ():
+    a, b, c = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    optimizer = torch.optim.Adam(
+        [{"params": [a], "lr": torch.tensor(0.25)}, {"params": [b], "betas": (0.5, 0.6), "own": 3}], lr=0.5
+    )
+    optimizer.add_param_group({"params": [c], "own": "text"})
+    found = optim.torch_hyperparameters(optimizer)
+    assert found["lr"] == (0.25, 0.5, 0.5) and found["beta1"] == (0.9, 0.5, 0.9)
+    assert found["own"][1] == 3.0 and math.isnan(found["own"][0]) and math.isnan(found["own"][2])
+    assert all(type(v) is float for values in found.values() for v in values)
+
+
+def test_torch_hyperparameters_do_not_guess_the_decay_of_others():
+    class Mine(torch.optim.Optimizer):
+        pass
+
+    mine = Mine([nn.Parameter(torch.zeros(2))], {"lr": 0.1, "weight_decay": 0.2})
+    assert optim.torch_hyperparameters(mine) == {"lr": (0.1,), "weight_decay": (0.2,)}
+
+
+def test_torch_hyperparameters_are_read_in_microseconds():
+    optimizer = torch.optim.AdamW([{"params": [nn.Parameter(torch.zeros(2))]} for _ in range(3)])
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        for _ in range(20):
+            optim.torch_hyperparameters(optimizer)
+        return (time.perf_counter() - begin) / 20
+
+    assert min(seconds() for _ in range(10)) < 5e-4
+
+
+def test_torch_state_is_the_optimizers_own_by_name():
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    net[1].bias.requires_grad_(False)
+    optimizer = torch.optim.AdamW(net.parameters())
+    assert optim.torch_state(optimizer, net.named_parameters()) == {}
+    assert len(optimizer.state) == 0, "reading makes no entries"
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = optim.torch_state(optimizer, net.named_parameters())
+    assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
+    assert list(state["exp_avg"]) == ["0.weight", "0.bias", "1.weight"]  # a frozen parameter has none
+    assert state["exp_avg"]["0.weight"] is optimizer.state[net[0].weight]["exp_avg"]
+    optimizer.state[net[0].weight] |= {"number": 3, "listed": [1.0], "nothing": None}
+    state = optim.torch_state(optimizer, net.named_parameters())
+    assert state["number"] == {"0.weight": torch.tensor(3.0, dtype=torch.float64)} and "listed" not in state
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.03])
@@ -192,6 +683,28 @@ def test_schedules_are_values():
         (lambda: dyn.SGD(momentum=-0.1), "momentum"),
         (lambda: dyn.SGD(momentum=float("nan")), "momentum"),
         (lambda: dyn.SGD(momentum=0.0, nesterov=True), "Nesterov needs momentum"),
+        (lambda: optim.PageLARS(momentum=0.0), "Nesterov needs momentum"),
+        (lambda: optim.PageLARS(eps=-1.0), "eps must be a number of at least 0"),
+        (lambda: optim.LARS(momentum="0.9"), "momentum must be at least 0 and below 1, got '0.9'"),
+        (lambda: optim.LARS(trust=float("inf")), "trust must be"),
+        (lambda: optim.Adam(beta1=1.0), "beta1 must be at least 0 and below 1, got 1.0"),
+        (lambda: optim.AdamW(beta2=-0.1), "beta2 must be"),
+        (lambda: optim.AdamW(eps=float("nan")), "eps must be"),
+        (lambda: optim.AdamW(weight_decay=-0.1), "weight_decay must be"),
+        (lambda: optim.Lion(beta1=1.5), "beta1 must be"),
+        (lambda: optim.Lion(weight_decay="1"), "weight_decay must be"),
+        (lambda: optim.TorchOptimizer("adamw"), "unknown torch optimizer 'adamw': did you mean 'AdamW'"),
+        (lambda: optim.TorchOptimizer("Optimizer"), "unknown torch optimizer 'Optimizer'"),
+        (lambda: optim.TorchOptimizer("LBFGS"), "LBFGS does not fit"),
+        (lambda: optim.TorchOptimizer("SparseAdam"), "SparseAdam does not fit"),
+        (lambda: optim.TorchOptimizer("Adam", beta=0.9), "unknown argument of torch.optim.Adam 'beta': did you mean"),
+        (lambda: optim.TorchOptimizer("Adam", params=()), "unknown argument of torch.optim.Adam 'params'"),
+        (lambda: optim.TorchOptimizer("Adam", arguments=(("lr", 0.1),)), "unknown argument of torch.optim.Adam 'lr'"),
+        (lambda: optim.TorchOptimizer("Adam", arguments=("eps",)), "arguments must be pairs"),
+        (lambda: optim.TorchOptimizer("Adam", betas=(0.9, 1.5)), "torch.optim.Adam refuses"),
+        (lambda: optim.TorchOptimizer("Adam", betas=0.9), "torch.optim.Adam refuses"),
+        (lambda: optim.TorchOptimizer("Adam", eps=torch.tensor(1.0)), "eps must be numbers, strings or tuples"),
+        (lambda: optim.TorchOptimizer("Rprop", groups=(dyn.Group("*", 1.0, 0.0),)), "Rprop has no weight_decay"),
         (lambda: dyn.Group("*", lr_factor=-1), "lr_factor"),
         (lambda: dyn.Group("*", weight_decay_factor=float("nan")), "weight_decay_factor"),
         (lambda: dyn.Constant(-1), "lr must be"),
