@@ -1,0 +1,32 @@
+"""Sizes of a net: weights and multiply-accumulates."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def count_weights(net: nn.Module) -> int:
+    """Weights of convolutions and linear layers; norms' scales and biases are not counted (Page's count)."""
+    return sum(p.numel() for p in net.parameters() if p.ndim >= 2)
+
+
+@torch.no_grad()
+def count_macs(net: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) -> int:
+    """Multiply-accumulates of convolutions and linear layers in a forward pass of one input of that shape."""
+    total = 0
+
+    def count(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output[0].numel() * module.weight[0].numel()
+
+    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    training = net.training
+    try:
+        parameter = next(net.parameters())
+        net.eval()(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        net.train(training)
+        for hook in hooks:
+            hook.remove()
+    return total
