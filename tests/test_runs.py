@@ -775,10 +775,8 @@ def test_prediction_needs_its_probes():
         dyn.predict(train(toy_recipe(epochs=1), probes={"norms": dyn.every(1, dyn.weight_norms)}))
     with pytest.raises(DynamicsError, match=r"unknown reading 'norms'.*pass probes=\{'norms'"):
         dyn.predict(train(toy_recipe(epochs=1), probes={"gradients": dyn.every(1, dyn.gradients)}))
-    with pytest.raises(DynamicsError, match=r"at least two: use the same every\(n\)"):
-        dyn.predict(
-            train(probes={"norms": dyn.every(4, dyn.weight_norms), "gradients": dyn.every(4, dyn.gradients, first=1)})
-        )
+    with pytest.raises(DynamicsError, match=r"two steps or more, .*: use the same every\(n\)"):
+        dyn.predict(train(probes={"norms": dyn.at([0], dyn.weight_norms), "gradients": dyn.every(4, dyn.gradients)}))
 
 
 def test_prediction_without_decay_and_at_zero_lr():

@@ -67,7 +67,7 @@ def test_snapshots():
             moved = {k: before[f"params/{k}"] + before[f"updates/{k}"] for k in snap.params}
             assert_same(moved, {k: p.clone() for k, p in snap.params.items()})
         if snap.updates is not None:
-            assert snap.hyperparameters.groups == ("*.bias", "default")
+            assert snap.hyperparameters.groups == recipe.optimizer.partition(tuple(snap.params))
             lr = SCHEDULE((t + 1) / 3)
             assert snap.hyperparameters.values["lr"] == (4.0 * lr, lr)
             assert list(snap.grads) == list(snap.updates) == list(snap.params)
@@ -410,6 +410,12 @@ RECIPES = [
     toy_recipe(optimizer=dyn.SGD(dyn.Constant(1 / 3)), precision="bf16"),
     toy_recipe(optimizer=dyn.SGD(Halving(0.3))),
     toy_recipe(net=dyn.Net("helpers:told_net", widths=(3, 4), stages=(dyn.Stage(8, branch="residual"),), a=None)),
+    *(toy_recipe(optimizer=kind(0.01, groups=(dyn.Group("*.bias"),)))
+      for kind in (dyn.PageLARS, dyn.LARS, dyn.Adam, dyn.AdamW, dyn.Lion)),
+    toy_recipe(optimizer=dyn.TorchOptimizer("SGD", lr=dyn.Constant(0.1), momentum=0.9, nesterov=True)),
+    toy_recipe(optimizer=dyn.TorchOptimizer("NAdam", betas=(0.8, 0.99), groups=(dyn.Group("*.bias"),))),
+    toy_recipe(average=dyn.EMA(0.95, 3)),
+    toy_recipe(average=dyn.SWA(1.5, 2)),
 ]  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Probes: what to measure, and when. A probe is a function of a Snapshot; `every` and `at` say when it is due."""
 
-from .base import At, Every, Probe, Reading, at, every, reads, standard
+from .activations import histograms, moments, outputs
+from .base import At, Every, Probe, Reading, at, every, log_spaced, reads, standard
+from .motion import diffusion, gradient_autocorrelation, momentum_alignment
 from .norms import batchnorm
 from .weights import angles, effective_lr, gradients, weight_norms
 
@@ -12,9 +14,16 @@ __all__ = [
     "angles",
     "at",
     "batchnorm",
+    "diffusion",
     "effective_lr",
     "every",
+    "gradient_autocorrelation",
     "gradients",
+    "histograms",
+    "log_spaced",
+    "moments",
+    "momentum_alignment",
+    "outputs",
     "reads",
     "standard",
     "weight_norms",

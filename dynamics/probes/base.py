@@ -131,6 +131,21 @@ def at(steps: Iterable[int], measure: Callable[..., Any]) -> Probe:
     return Probe(measure, At(wanted))
 
 
+def log_spaced(last: int, n: int = 20, *, first: int = 1) -> list[int]:
+    """Step 0 and at most n steps from `first` to `last` in equal ratios: at(log_spaced(1000), measure).
+
+    Where steps are too few for equal ratios, they round to the same whole numbers, which are listed once. Raises
+    DynamicsError unless 1 <= first < last and n is at least 2.
+    """
+    if not all(isinstance(value, int) for value in (last, n, first)) or not 1 <= first < last or n < 2:
+        raise DynamicsError(
+            f"log_spaced() takes whole numbers 1 <= first < last and n of at least 2, got first={first!r}, "
+            f"last={last!r}, n={n!r}"
+        )
+    ratio = last / first
+    return sorted({0, last, *(round(first * ratio ** (i / (n - 1))) for i in range(n - 1))})
+
+
 def standard(n: int = 10) -> dict[str, Probe]:
     """The standard set at every n-th step: norms, angles, gradients, effective lr, batch-norm parameters."""
     from .norms import batchnorm

@@ -27,14 +27,14 @@ def batchnorm(snap: Snapshot) -> Reading:
         read["running_mean"].append(snap.buffers[f"{path}.running_mean"])
         read["running_var"].append(variance)
     return {
-        **_coordinates(tuple(norms), tuple(len(v) for v in read["running_var"])),
+        **channel_coordinates(tuple(norms), tuple(len(v) for v in read["running_var"])),
         # a net without norms reads zero channels
         **{k: (("channel",), torch.cat([like.new_empty(0), *v]), {"units": "1"}) for k, v in read.items()},
     }
 
 
 @lru_cache(maxsize=64)
-def _coordinates(norms: tuple[str, ...], sizes: tuple[int, ...]) -> Reading:
+def channel_coordinates(norms: tuple[str, ...], sizes: tuple[int, ...]) -> Reading:
     return {
         "channel_layer": (("channel",), [n for n, size in zip(norms, sizes, strict=True) for _ in range(size)]),
         "channel_index": (("channel",), [i for size in sizes for i in range(size)]),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..errors import DynamicsError
 from ..optim import Tensors
 from ..training import Snapshot, as_rows
 from .base import Reading, reads
@@ -41,6 +42,8 @@ class _Layers(NamedTuple):
 
 def _layers(snap: Snapshot) -> _Layers:
     keys = tuple(snap.filter_norms)
+    if not keys:
+        raise DynamicsError("this net has no matrix or convolution to measure: leave this probe out")
     sizes = tuple(len(n) for n in snap.filter_norms.values())
     return _Layers(keys, _coordinates(keys, sizes), torch.tensor(sizes, device=next(iter(snap.params.values())).device))
 
@@ -67,8 +70,8 @@ def _live(snap: Snapshot) -> tuple[tuple[str], torch.Tensor, dict[str, str]]:
 
 def _lrs(snap: Snapshot, keys: tuple[str, ...]) -> torch.Tensor:
     """The lr in force for each layer, [layer]."""
-    groups = snap.recipe.optimizer.partition(tuple(snap.params))
-    lr = {k: v for (_, members), v in zip(groups, snap.hyperparameters.values["lr"], strict=True) for k in members}
+    groups, values = snap.hyperparameters
+    lr = {k: v for (_, members), v in zip(groups, values["lr"], strict=True) for k in members}
     return next(iter(snap.params.values())).new_tensor([lr[k] for k in keys])
 
 

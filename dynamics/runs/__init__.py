@@ -1,7 +1,24 @@
-"""Runs: train and record, keep, load, resume, and lay predictions over what was measured."""
+"""Runs: train and record, watch other loops, keep, load, resume, export, and lay predictions over what was measured."""
 
-from .predict import predict
+from .drift import drift
+from .export import to_npz, to_pandas, to_tensorboard, to_xarray
+from .predict import intrinsic_time, predict
 from .record import resume, train
 from .run import Run, load_run
+from .watch import Recorder, watch
 
-__all__ = ["Run", "load_run", "predict", "resume", "train"]
+__all__ = [
+    "Recorder",
+    "Run",
+    "drift",
+    "intrinsic_time",
+    "load_run",
+    "predict",
+    "resume",
+    "to_npz",
+    "to_pandas",
+    "to_tensorboard",
+    "to_xarray",
+    "train",
+    "watch",
+]

@@ -14,19 +14,30 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..data import Split, batches_per_epoch, load_data
 from ..errors import DynamicsError
 from ..probes import Probe
 from ..probes.base import probe_from_json
-from ..training import Recipe, Snapshot, State, evaluate, initial_state, resolve_precision, steps, tree_map
-from .measure import Guard, Log, measure
+from ..training import (
+    Recipe,
+    Snapshot,
+    State,
+    averaged,
+    evaluate,
+    initial_state,
+    resolve_precision,
+    steps,
+    tree_map,
+)
+from .budget import Ledger
+from .measure import Guard, Logs, measure
 from .run import Run, assemble, load_run
 from .store import Chunk, Series, chunk_paths, create, read_chunk, read_manifest, write_chunk
 
-RESERVED = ("train", "hyperparameters", "valid")
+RESERVED = ("train", "hyperparameters", "valid", "ledger")
+EPOCHS = {"units": "epoch"}
 AT_THE_END = frozenset(("params", "buffers", "opt"))
 MIN_CHUNK_STEPS = 250
 
@@ -41,6 +52,7 @@ def train(
     seed: int | None = None,
     start: State | None = None,
     chunk_steps: int | None = None,
+    budget: float | None = None,
     progress: bool = True,
 ) -> Run:
     """Train a recipe, call the probes when they are due, and return what was recorded.
@@ -48,13 +60,15 @@ def train(
     Every step records the loss and the hyperparameters in force; every whole epoch, and the end, loss and accuracy on
     `valid`. out: a new folder, written in chunks of `chunk_steps` updates (by default whole epochs of at least 250
     updates together), from which `resume` goes on after any interruption to a bit-identical end. seed:
-    replaces the recipe's. start: any State, to fork a run or to begin from other weights. A loss that is not finite
-    ends the run early, kept and marked as diverged. Raises DynamicsError for bad input before any training, and for a
+    replaces the recipe's. start: any State, to fork a run or to begin from other weights. budget: the share of training
+    time that recording may take, such as 0.05: readings of every() are thinned to stay inside it, and run["ledger"]
+    says what each probe cost and how often it was due and taken. A loss that is not finite ends the run early, kept and
+    marked as diverged. Raises DynamicsError for bad input before any training, and for a
     probe that writes to what it reads.
     """
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     probes = dict(probes or {})
-    _check_probes(probes)
+    check_probes(probes)
     if valid is not None and (valid.classes, valid.mean, valid.std) != (train.classes, train.mean, train.std):
         raise DynamicsError(
             "valid has other classes or normalisation than train: make it with Split.from_arrays(..., like=train)"
@@ -64,6 +78,7 @@ def train(
     chunk_steps = per_epoch * math.ceil(MIN_CHUNK_STEPS / per_epoch) if chunk_steps is None else chunk_steps
     if not isinstance(chunk_steps, int) or chunk_steps < 1:
         raise DynamicsError(f"chunk_steps must be a whole number of at least 1, got {chunk_steps!r}")
+    ledger = Ledger(budget, probes)
     start = (start or initial_state(recipe, train)).clone()
     # a fork's probes are its own, and so is what they remember
     start = replace(start, carries={k: v for k, v in start.carries.items() if k in probes})
@@ -76,7 +91,8 @@ def train(
         "probes": {k: p.to_json() for k, p in probes.items()},
         "data": {"train": _identity(train), "valid": _identity(valid) if valid else None},
         "chunk_steps": chunk_steps,
-        "environment": environment(recipe, train),
+        "budget": budget,
+        "environment": environment(recipe, train.device),
     }
     snaps = steps(recipe, train, start)  # refuses what does not fit before a folder is made
     first = Chunk(start)
@@ -84,7 +100,7 @@ def train(
     if out is not None:
         folder = Path(out)
         create(folder, manifest, [first])
-    for chunk in _chunks(snaps, recipe, train, valid, probes, start, chunk_steps, progress):
+    for chunk in _chunks(snaps, recipe, train, valid, ledger, start, chunk_steps, progress):
         if out is None:
             chunks.append(chunk)
         else:
@@ -110,6 +126,10 @@ def resume(
     last = read_chunk(chunk_paths(folder)[-1], readings=False)
     if last.status != "running":
         return load_run(folder)
+    if manifest["recipe"] is None:
+        raise DynamicsError(
+            f"{folder} was recorded by watch: it goes on in its own loop, with a new folder"
+        )
     recipe = Recipe.from_json(manifest["recipe"])
     given = dict(probes or {})
     named = {k: given.pop(k) if k in given else probe_from_json(k, v) for k, v in manifest["probes"].items()}
@@ -123,13 +143,14 @@ def resume(
     train, valid = _same_data(manifest["data"], train, valid)
     for aside in folder.glob(".chunk-*"):  # what a kill in the middle of writing left
         aside.unlink(missing_ok=True)
-    here, then = environment(recipe, train), manifest["environment"]
+    here, then = environment(recipe, train.device), manifest["environment"]
     differ = [k for k in ("torch", "threads", "device", "precision", "cpu") if here[k] != then[k]]
     if differ:
         told = ", ".join(f"{k} {then[k]} then and {here[k]} now" for k in differ)
         warnings.warn(f"resuming elsewhere ({told}): results agree to rounding only", stacklevel=2)
     snaps = steps(recipe, train, last.state)
-    for chunk in _chunks(snaps, recipe, train, valid, named, last.state, manifest["chunk_steps"], progress):
+    ledger = Ledger(manifest.get("budget"), named)
+    for chunk in _chunks(snaps, recipe, train, valid, ledger, last.state, manifest["chunk_steps"], progress):
         write_chunk(folder, chunk)
     return load_run(folder)
 
@@ -139,7 +160,7 @@ def _chunks(
     recipe: Recipe,
     split: Split,
     valid: Split | None,
-    probes: Mapping[str, Probe],
+    ledger: Ledger,
     start: State,
     chunk_steps: int,
     progress: bool,
@@ -149,61 +170,67 @@ def _chunks(
 
     per_epoch, total = batches_per_epoch(split, recipe.batch_size), recipe.steps_in(split)
     carries: dict[str, Any] = dict(tree_map(lambda t: t.to(split.device), start.carries))
-    logs: dict[str, Log] = {}
+    logs = Logs()
     guard: Guard | None = None
     # a look at the loss makes an accelerator wait, so there it is looked at now and then only
     look = 1 if split.device.type == "cpu" else 50
 
+    def close(status: str) -> Chunk:
+        if ledger.budget is not None:
+            logs.add("ledger", snap.step, ledger.reading())
+        return _close(logs, snap, carries, status)
+
     with tqdm(total=total, initial=start.step, unit="step", disable=not progress, mininterval=0.5) as bar:
+        ledger.stepping()
         for snap in snaps:
+            ledger.recording()
             guard = guard or Guard(snap)
             s, last = snap.step, snap.updates is None
             if s % chunk_steps == 0 and s > start.step and not last:
-                chunk = _close(logs, snap, carries, "running")
-                yield chunk
+                with ledger.elsewhere():
+                    chunk = close("running")
+                    yield chunk
                 if chunk.status == "diverged":
                     return
             if valid is not None and (last or s % per_epoch == 0) and s > 0:
-                scored = evaluate(snap, valid)
-                units = {"loss": ((), scored.loss, {"units": "nat"}), "accuracy": ((), scored.accuracy, {"units": "1"})}
-                logs.setdefault("valid", Log()).add("valid", s, units)
-                bar.set_postfix(valid_accuracy=f"{scored.accuracy:.3f}", refresh=False)
-            due = [(k, p) for k, p in probes.items() if p.due(s) and (not last or p.reads <= AT_THE_END)]
+                scored = _validate(snap, valid)
+                logs.add("valid", s, scored)
+                bar.set_postfix(valid_accuracy=f"{scored['accuracy'][1]:.3f}", refresh=False)
+            due = [
+                (name, probe)
+                for name, probe in ledger.probes.items()
+                if probe.due(s) and (not last or probe.reads <= AT_THE_END) and ledger.due(name)
+            ]
             if due:
-                carries = measure(due, snap, guard, carries, logs)
+                carries = measure(due, snap, guard, carries, logs, ledger)
             if last:
-                yield _close(logs, snap, carries, "finished")
+                yield close("finished")
                 return
-            _add_step(logs, snap)
+            with ledger.elsewhere():
+                logs.add("train", s, {"loss": ((), snap.loss, {"units": "nat"}), "epoch": ((), snap.epoch, EPOCHS)})
+                logs.add_hyperparameters(s, snap.hyperparameters)
             bar.update()
             if s % look == 0 and not math.isfinite(float(snap.loss)):
-                yield _close(logs, snap, carries, "running")
+                yield close("running")
                 return
+            ledger.stepping()
 
 
-def _add_step(logs: dict[str, Log], snap: Snapshot) -> None:
-    """What is recorded at every step of every run: loss and time, and the hyperparameters in force."""
-    reading = {"loss": ((), snap.loss, {"units": "nat"}), "epoch": ((), snap.epoch, {"units": "epoch"})}
-    logs.setdefault("train", Log()).add("train", snap.step, reading)
-    log = logs.setdefault("hyperparameters", Log())
-    if log.schema is None:
-        groups = snap.recipe.optimizer.partition(tuple(snap.params))
-        of = {member: i for i, (_, members) in enumerate(groups) for member in members}
-        coords = {
-            "group": (("group",), [pattern for pattern, _ in groups]),
-            "parameter": (("parameter",), list(snap.params)),
-            "group_of": (("parameter",), [of[k] for k in snap.params]),
-        }
-    else:
-        coords = {k: log.schema.source[k] for k in ("group", "parameter", "group_of")}
-    values = {k: (("group",), np.array(v)) for k, v in snap.hyperparameters.values.items()}
-    log.add("hyperparameters", snap.step, {**coords, **values})
+def _validate(snap: Snapshot, valid: Split) -> dict[str, Any]:
+    """Loss and accuracy of the weights, and of their average where the recipe keeps one."""
+    scored = {"": evaluate(snap, valid)}
+    if snap.state.average is not None:
+        scored["average_"] = evaluate(snap, valid, state=averaged(snap))
+    return {
+        f"{whose}{what}": ((), getattr(score, what), {"units": units})
+        for whose, score in scored.items()
+        for what, units in (("loss", "nat"), ("accuracy", "1"))
+    }
 
 
-def _close(logs: dict[str, Log], snap: Snapshot, carries: dict[str, Any], status: str) -> Chunk:
+def _close(logs: Logs, snap: Snapshot, carries: dict[str, Any], status: str) -> Chunk:
     """Empty the logs into a chunk with the state at this step; a loss that was not finite makes it the run's last."""
-    readings = {name: log.series(name) for name, log in sorted(logs.items()) if log.steps}
-    logs.update({name: Log(log.schema) for name, log in logs.items()})
+    readings = logs.take()
     state = tree_map(lambda t: t.detach().cpu().clone(), replace(snap.state, carries=carries))
     bad = _not_finite(readings)
     return Chunk(state, readings, status if bad is None else "diverged", bad)
@@ -217,7 +244,7 @@ def _not_finite(readings: Mapping[str, Series]) -> int | None:
     return readings["train"].steps[int(bad[0])] if len(bad) else None
 
 
-def _check_probes(probes: Mapping[str, Any]) -> None:
+def check_probes(probes: Mapping[str, Any]) -> None:
     for name, probe in probes.items():
         if name in RESERVED or not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise DynamicsError(f"a probe cannot be called {name!r}: use a word other than {', '.join(RESERVED)}")
@@ -258,9 +285,8 @@ def _same_data(recorded: Mapping[str, Any], train: Split | None, valid: Split | 
     return train, valid
 
 
-def environment(recipe: Recipe, split: Split) -> dict[str, Any]:
+def environment(recipe: Recipe | None, device: torch.device) -> dict[str, Any]:
     """What a bit-exact repetition depends on besides the recipe: versions, hardware, threads, precision, code."""
-    device = split.device
     hardware = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     )
@@ -272,7 +298,7 @@ def environment(recipe: Recipe, split: Split) -> dict[str, Any]:
         "device": f"{device.type} ({hardware})",
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "precision": resolve_precision(recipe.precision, device),
+        "precision": resolve_precision(recipe.precision, device) if recipe else None,
         "git": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import torch
 
 from ..errors import DynamicsError, unknown
 from ..training import Recipe, State
-from .store import Chunk, chunk_paths, create, read_chunk, read_manifest
+from .store import Chunk, Series, chunk_paths, create, read_chunk, read_manifest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,10 +22,11 @@ class Run:
     """What a training run left: `run["norms"]` is an xarray Dataset along `step`, one for each probe by its name.
 
     Besides the probes: run["train"] (loss, epoch), run["hyperparameters"] (by parameter group) and run["valid"].
-    status: running (unfinished), finished or diverged. state: the last State kept; a fork starts from it.
+    status: running (unfinished), finished or diverged. state: the last State kept; a fork starts from it. A run that
+    was recorded by `watch` has no recipe.
     """
 
-    recipe: Recipe
+    recipe: Recipe | None
     readings: Mapping[str, xr.Dataset]
     state: State
     manifest: Mapping[str, Any]
@@ -46,6 +47,14 @@ class Run:
 
     def __contains__(self, name: str) -> bool:
         return name in self.readings
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer's kind: "SGD", "AdamW", ... (a torch optimizer by its own name)."""
+        if self.recipe is None:
+            return self.manifest["optimizer"]
+        ours = self.recipe.optimizer
+        return getattr(ours, "name", type(ours).__name__)  # torch's optimizers are one class of ours
 
     @property
     def weights(self) -> Mapping[str, torch.Tensor]:
@@ -74,7 +83,8 @@ class Run:
     def __repr__(self) -> str:
         ended = f" at step {self.diverged_at}" if self.status == "diverged" else ""
         groups = ", ".join(self.readings) or "none"
-        return f"<Run of {self.recipe.net!r}: {self.status}{ended}, {self.state.step} steps; readings: {groups}>"
+        what = repr(self.recipe.net) if self.recipe else f"{self.manifest['model']}, watched"
+        return f"<Run of {what}: {self.status}{ended}, {self.state.step} steps; readings: {groups}>"
 
 
 def load_run(folder: str | Path) -> Run:
@@ -90,23 +100,33 @@ def assemble(
     manifest: Mapping[str, Any], chunks: Sequence[Chunk], folder: Path | None, paths: Sequence[Path] | None = None
 ) -> Run:
     """A Run from its chunks: readings joined along step."""
-    import xarray as xr
+    readings = {name: dataset(series) for name, series in concatenate(c.readings for c in chunks).items()}
+    last = chunks[-1]
+    recipe = None if manifest["recipe"] is None else Recipe.from_json(manifest["recipe"])
+    return Run(recipe, readings, last.state, manifest, last.status, last.detail, folder, list(paths or chunks))
 
-    found: dict[str, list[Any]] = {}
-    for chunk in chunks:
-        for name, series in chunk.readings.items():
+
+def concatenate(parts: Iterable[Mapping[str, Series]]) -> dict[str, Series]:
+    """Series of one name after another as one; raises DynamicsError where they do not fit together."""
+    found: dict[str, list[Series]] = {}
+    for part in parts:
+        for name, series in part.items():
             found.setdefault(name, []).append(series)
-    readings = {}
-    for name, parts in sorted(found.items()):
-        first = parts[0]
-        if any(p.coords != first.coords or p.variables.keys() != first.variables.keys() for p in parts):
+    whole = {}
+    for name, pieces in sorted(found.items()):
+        first = pieces[0]
+        if any(p.coords != first.coords or p.variables.keys() != first.variables.keys() for p in pieces):
             raise DynamicsError(f"the readings {name!r} change their names or coordinates along the run: train it anew")
         variables = {
-            v: (("step", *dims), torch.cat([p.variables[v][1] for p in parts]).numpy(), attrs)
+            v: (dims, torch.cat([p.variables[v][1] for p in pieces]), attrs)
             for v, (dims, _, attrs) in first.variables.items()
         }
-        coords = {"step": [s for p in parts for s in p.steps], **first.coords}
-        readings[name] = xr.Dataset(variables, coords)
-    last = chunks[-1]
-    recipe = Recipe.from_json(manifest["recipe"])
-    return Run(recipe, readings, last.state, manifest, last.status, last.detail, folder, list(paths or chunks))
+        whole[name] = Series([s for p in pieces for s in p.steps], variables, first.coords)
+    return whole
+
+
+def dataset(series: Series) -> xr.Dataset:
+    import xarray as xr
+
+    variables = {v: (("step", *dims), tensor.numpy(), attrs) for v, (dims, tensor, attrs) in series.variables.items()}
+    return xr.Dataset(variables, {"step": series.steps, **series.coords})

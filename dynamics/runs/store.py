@@ -115,8 +115,9 @@ def write_chunk(folder: Path, chunk: Chunk) -> None:
     """Write a chunk aside, then rename it into place."""
     state = tree_map(lambda t: t.detach().cpu().contiguous(), chunk.state)
     trees: dict[str, Any] = {"params": state.params, "buffers": state.buffers, "carries": state.carries}
-    if state.opt is not None:
-        trees["opt"] = state.opt
+    for name in ("opt", "average"):
+        if getattr(state, name) is not None:
+            trees[name] = getattr(state, name)
     tensors = {f"state/{k}": t for k, t in flatten(trees).items()}
     groups: dict[str, Any] = {}
     for name, series in chunk.readings.items():
@@ -124,7 +125,7 @@ def write_chunk(folder: Path, chunk: Chunk) -> None:
         variables = {v: {"dims": dims, "attrs": attrs} for v, (dims, _, attrs) in series.variables.items()}
         groups[name] = {"steps": series.steps, "variables": variables, "coords": series.coords}
     meta = {"step": state.step, "status": chunk.status, "detail": chunk.detail, "has_opt": state.opt is not None,
-            "carries": sorted(state.carries), "groups": groups}  # fmt: skip
+            "has_average": state.average is not None, "carries": sorted(state.carries), "groups": groups}  # fmt: skip
     # a run may end at the step of its last regular chunk, which it must not replace
     path = folder / f"chunk-{state.step:08d}{'' if chunk.status == 'running' else '-end'}.safetensors"
     with _storage(folder):
@@ -158,7 +159,10 @@ def read_chunk(path: Path, *, readings: bool = True, state: bool = True) -> Chun
     opt = tree.get("opt", {}) if meta["has_opt"] else None
     # an empty dict leaves no tensors behind, but a probe may remember one
     carries = {k: tree.get("carries", {}).get(k, {}) for k in meta["carries"]}
-    point = State(meta["step"], tree.get("params", {}), tree.get("buffers", {}), opt, carries)
+    average = tree.get("average", {}) if meta.get("has_average") else None
+    if average is not None:  # a net without buffers leaves no tensors behind
+        average = {"buffers": {}, **average}
+    point = State(meta["step"], tree.get("params", {}), tree.get("buffers", {}), opt, carries, average)
     return Chunk(point, groups, meta["status"], meta["detail"])
 
 
