@@ -1,4 +1,4 @@
-"""The command line: `dynamics data | train | show | plot | chapter | lab ...`.
+"""The command line: `dynamics data | train | show | plot | hessian | export | chapter | lab ...`.
 
 Exit codes: 0 done; 1 a command that was called failed; 2 bad input; 3 the training diverged; 130 interrupted.
 """
@@ -74,6 +74,9 @@ def train(
     limit: Annotated[int | None, typer.Option(help="use only the first LIMIT training images")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32, bf16 or float64")] = None,
     every: Annotated[int | None, typer.Option(help="record at every n-th step; 0: loss only  [default: 10]")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="the share of time that recording may take, such as 0.05")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="a new folder for the run  [default: runs/RECIPE-SEED]")] = None,
     resume: Annotated[Path | None, typer.Option(help="go on with this run folder; needs nothing else")] = None,
 ) -> None:
@@ -85,7 +88,7 @@ def train(
 
     options = {
         "recipe": recipe, "data": data, "width": width, "epochs": epochs, "batch-size": batch_size, "seed": seed,
-        "limit": limit, "precision": precision, "every": every, "out": out,
+        "limit": limit, "precision": precision, "every": every, "budget": budget, "out": out,
     }  # fmt: skip
     if resume is not None:
         given = [f"--{k}" for k, v in options.items() if v is not None]
@@ -111,7 +114,7 @@ def train(
     folder = out or Path("runs") / f"{recipe or 'baseline'}-{chosen.seed}"
     probes = {} if every == 0 else standard(10 if every is None else every)
     print(f"training {chosen.net!r} on {len(splits.train)} images of {splits.train.name}, keeping the run in {folder}")
-    _finish(runs.train(chosen, splits.train, splits.test, probes=probes, out=folder))
+    _finish(runs.train(chosen, splits.train, splits.test, probes=probes, out=folder, budget=budget))
 
 
 def _finish(run: Any) -> None:
@@ -138,12 +141,19 @@ def show(
         print(f"{key:10} {_number(summary[key]) if isinstance(summary[key], float | None) else summary[key]}")
     if summary["layers"]:
         last = summary["averaged_steps"]
-        print(f"\nroot mean squares over the last {last} readings; theory: the equilibrium law at the lr in force")
-        print(f"{'layer':26} {'norm':>9} {'predicted':>9} {'angle':>9} {'theory':>9} {'ratio':>7}")
+        print(
+            f"\nroot mean squares over the last {last} readings; theory: the equilibrium law at the lr in force, owed"
+        )
+        print(
+            "where the loss is scale-invariant to the layer; elsewhere the general law is: predict(run).angle_general"
+        )
+        print(f"{'layer':26} {'law':11} {'norm':>9} {'predicted':>9} {'angle':>9} {'theory':>9} {'ratio':>7}")
         for row in summary["layers"]:
             cells = [row["norm"], row["predicted_norm"], row["angle"], row["equilibrium_angle"]]
             print(
-                f"{row['layer']:26} " + " ".join(f"{_number(c):>9}" for c in cells) + f" {_number(row['ratio'], 3):>7}"
+                f"{row['layer']:26} {row['law']:11} "
+                + " ".join(f"{_number(c):>9}" for c in cells)
+                + f" {_number(row['ratio'], 3):>7}"
             )
 
 
@@ -154,11 +164,12 @@ def _summary(run: Any) -> dict[str, Any]:
     from .runs import predict
 
     about, readings = run.manifest["data"]["train"], list(run.readings)
+    recipe = run.recipe  # none, if it was watched
     losses = run["train"].loss.values if "train" in run else np.array([])
     summary: dict[str, Any] = {
-        "net": repr(run.recipe.net),
-        "optimizer": repr(run.recipe.optimizer),
-        "data": f"{about['name']}, {about['n']} images",
+        "net": repr(recipe.net) if recipe else f"{run.manifest['model']}, watched",
+        "optimizer": repr(recipe.optimizer) if recipe else run.optimizer,
+        "data": f"{about['name']}, {about['n']} images" if about else "of the watched loop",
         "status": run.status if run.diverged_at is None else f"{run.status} at step {run.diverged_at}",
         "steps": run.state.step,
         "loss": _finite(np.mean(losses[-50:])) if len(losses) else None,
@@ -179,12 +190,13 @@ def _summary(run: Any) -> dict[str, Any]:
         return summary
     angle = run["angles"].angle.sel(step=steps)
     summary["averaged_steps"] = len(steps)
-    for layer in angle.layer.values.tolist():
+    for layer in theory.layer.values.tolist():
         rms = float(np.sqrt(np.mean(angle.sel(layer=layer).values.astype(float) ** 2)))
         law = float(np.sqrt(np.mean(theory.angle.sel(step=steps, layer=layer).values ** 2)))
         summary["layers"].append(
             {
                 "layer": layer,
+                "law": str(theory["law"].sel(layer=layer).values),
                 "norm": _finite(run["norms"].norm.sel(step=steps[-1], layer=layer)),
                 "predicted_norm": _finite(theory.norm.sel(step=steps[-1], layer=layer)),
                 "angle": _finite(rms),
@@ -198,37 +210,40 @@ def _summary(run: Any) -> dict[str, Any]:
 @app.command(epilog="Example: dynamics plot runs/first angles --out angles.png")
 def plot(
     folder: Annotated[Path, typer.Argument(help="a run folder")],
-    what: Annotated[str, typer.Argument(help="norms, angles, batchnorm or all")] = "all",
+    what: Annotated[
+        str, typer.Argument(help="page, norms, angles, batchnorm, schedule, moments, drift or histograms")
+    ] = "page",
     out: Annotated[Path | None, typer.Option(help="the picture's file; its ending decides the format")] = None,
 ) -> None:
-    """Draw a run: measurement as lines, prediction dashed over it."""
+    """Draw a run: one page of all that was recorded, or one figure of it; prediction dashed over measurement."""
     import matplotlib as mpl
 
     mpl.use("agg")
-    import matplotlib.pyplot as plt
-
     from . import plots
     from .runs import load_run, predict
 
-    known = {"norms": plots.plot_norms, "angles": plots.plot_angles, "batchnorm": plots.plot_batchnorm}
-    if what not in (*known, "all"):
-        raise unknown("plot", what, (*known, "all"))
+    known = {
+        "page": plots.plot_run,
+        "norms": plots.plot_norms,
+        "angles": plots.plot_angles,
+        "batchnorm": plots.plot_batchnorm,
+        "schedule": plots.plot_schedule,
+        "moments": plots.plot_moments,
+        "drift": plots.plot_drift,
+        "histograms": plots.plot_histograms,
+    }
+    if what not in known:
+        raise unknown("plot", what, known)
     run = load_run(folder)
-    chosen = [k for k in known if what == k or (what == "all" and k in run)]
-    if what == "all" and "batchnorm" in chosen and not run["batchnorm"].sizes["channel"]:
-        chosen.remove("batchnorm")
-    if not chosen:
-        raise DynamicsError(f"{folder} has no readings to plot: train with --every 10, for more than 10 steps")
-    plain = {"norms": {"predicted": False}, "angles": {"law": None}}
-    try:
-        predict(run)
-        plain = {}
-    except DynamicsError as error:
-        if what != "batchnorm":
+    plain = {"norms": {"predicted": False}, "angles": {"law": None}}.get(what, {})
+    if plain:
+        try:
+            predict(run)
+            plain = {}
+        except DynamicsError as error:
             print(f"without predictions: {error}")
-    figure, axes = plt.subplots(len(chosen), 1, figsize=(9, 4 * len(chosen)), layout="constrained", squeeze=False)
-    for name, ax in zip(chosen, axes[:, 0], strict=True):
-        known[name](run, ax, **plain.get(name, {}))
+    drawn = known[what](run, **plain)
+    figure = getattr(drawn, "figure", None) or drawn
     target = out or folder / f"{what}.png"
     mend = "choose another place, ending in .png, .pdf or .svg"
     if not target.suffix:
@@ -237,6 +252,171 @@ def plot(
         figure.savefig(target, dpi=150)
     except (OSError, ValueError) as error:
         raise DynamicsError(f"cannot write {target} ({error}): {mend}") from None
+    print(f"wrote {target}")
+
+
+@app.command(epilog="Example: dynamics hessian runs/first -k 10 --bn batch --shares --out hessian.png")
+def hessian(
+    folder: Annotated[Path, typer.Argument(help="a run folder")],
+    k: Annotated[int, typer.Option("-k", help="how many eigenpairs")] = 10,
+    bn: Annotated[str, typer.Option(help="batch norm: batch (each batch's statistics) or frozen (running)")] = "batch",
+    which: Annotated[str, typer.Option(help="largest, smallest or magnitude")] = "largest",
+    images: Annotated[int, typer.Option(help="training images, not augmented, in whole batches")] = 512,
+    batch_size: Annotated[int | None, typer.Option(help="images a batch  [default: the recipe's]")] = None,
+    precision: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    tol: Annotated[
+        float | None, typer.Option(help="residual over the largest eigenvalue  [default: 1e-3, or 1e-5 in float64]")
+    ] = None,
+    shares: Annotated[bool, typer.Option("--shares", help="shares in the spans of the output moments")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="estimate the trace, with its standard error")] = False,
+    out: Annotated[Path | None, typer.Option(help="draw the eigenvalues; its ending decides the format")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """The leading eigenpairs of the Hessian of a run's loss at its final weights, each with its residual."""
+    import warnings
+
+    from . import curvature, plots
+    from .runs import load_run
+
+    if out is not None and not out.suffix:
+        raise DynamicsError(f"{out} does not say which kind of picture: choose a name ending in .png, .pdf or .svg")
+    net, loss, batches, about = _measured(load_run(folder), images, batch_size, precision)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        op = curvature.Hessian(net, loss, batches, bn=bn)
+        pairs = curvature.top_eigenpairs(op, k, which=which, tol=tol)
+        found = {
+            "run": str(folder),
+            **about,
+            "bn": bn,
+            "which": which,
+            "parameters": int(op.shape[0]),
+            "eigenvalues": pairs.values.tolist(),
+            "residuals": pairs.residuals.tolist(),
+            "converged": pairs.converged.tolist(),
+            "products": pairs.products,
+            "gap": dict(zip(("count", "ratio"), curvature.largest_gap(pairs.values), strict=True)),
+        }
+        if shares:
+            spaces = curvature.moment_subspaces(curvature.output_moments(net, batches, bn=bn))
+            found["shares"] = dict(
+                zip(curvature.MOMENTS, curvature.moment_shares(pairs.vectors, spaces).T.tolist(), strict=True)
+            )
+        if trace:
+            estimate = curvature.trace(op)
+            found["trace"] = {"value": estimate.value, "error": estimate.error, "products": estimate.products}
+    for warning in told:
+        print(f"dynamics: {warning.message}", file=sys.stderr)
+    if out is not None:
+        import matplotlib as mpl
+
+        mpl.use("agg")
+        _save(plots.plot_spectrum(pairs).figure, out)
+    if as_json:
+        print(json.dumps(found, allow_nan=False))
+        return
+    _print_spectrum(found)
+    if out is not None:
+        print(f"wrote {out}")
+
+
+def _measured(run: Any, images: int, batch_size: int | None, precision: str) -> tuple[Any, Any, list[Any], dict]:
+    """The net of a run at its last state, its loss, batches of its own data, and what to call them."""
+    from functools import partial
+
+    import torch
+    import torch.nn.functional as F
+
+    from .data import batches, load_data
+
+    if run.recipe is None:
+        raise DynamicsError(
+            "a watched run has no recipe to build its net from: in Python, Hessian(net, loss, batches) takes any module"
+        )
+    if precision not in ("float32", "float64"):
+        raise unknown("precision", precision, ("float32", "float64"))
+    if images < 1 or (batch_size is not None and batch_size < 1):
+        raise DynamicsError(f"--images and --batch-size are at least 1, got {images} and {batch_size or 'the recipe'}")
+    data = run.manifest["data"]["train"]
+    try:
+        split = load_data(data["name"], limit=data["n"]).train
+    except DynamicsError as error:
+        raise DynamicsError(f"this run's data cannot be found again ({error})") from None
+    if split.fingerprint() != data["fingerprint"]:
+        raise DynamicsError(f"the data {data['name']!r} are not those that this run was trained on: put them back")
+    images = min(images, len(split))
+    size = min(batch_size or run.recipe.batch_size, images)
+    # the images of the first epoch's first batches, not augmented: shuffled, since files may be sorted by class
+    drawn = [b for b, _ in zip(batches(split, size, seed=run.recipe.seed), range(images // size), strict=False)]
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    net = run.recipe.net.build(classes=len(split.classes), seed=run.recipe.seed).to(split.device, dtype)
+    net.load_state_dict({**run.state.params, **run.state.buffers})
+    smoothing = run.recipe.label_smoothing
+    about = {
+        "net": repr(run.recipe.net),
+        "step": run.state.step,
+        "data": data["name"],
+        "images": size * len(drawn),
+        "batch_size": size,
+        "loss": f"cross-entropy, label smoothing {smoothing:g}" if smoothing else "cross-entropy",
+        "precision": precision,
+    }
+    return net, partial(F.cross_entropy, label_smoothing=smoothing), [(b.x.to(dtype), b.y) for b in drawn], about
+
+
+def _print_spectrum(found: dict[str, Any]) -> None:
+    """The table that `hessian` prints."""
+    n, size = found["images"], found["batch_size"]
+    print(f"{found['net']} at step {found['step']}; {found['loss']}, the mean over {n} images in batches of {size}")
+    statistics = "of each batch" if found["bn"] == "batch" else "running"
+    print(f"batch norm: statistics {statistics}; {found['parameters']} parameters, {found['precision']}\n")
+    spans = found.get("shares", {})
+    print(f"{'':>3} {'eigenvalue':>12} {'residual':>10}" + "".join(f" {name:>10}" for name in spans))
+    for i, (value, residual) in enumerate(zip(found["eigenvalues"], found["residuals"], strict=True)):
+        cells = "".join(f" {column[i]:>10.1%}" for column in spans.values())
+        mark = "" if found["converged"][i] else "  not converged"
+        print(f"{i + 1:>3} {value:>12.6g} {residual:>10.1e}{cells}{mark}")
+    print(f"\n{found['products']} Hessian-vector products", end="")
+    gap = found["gap"]
+    print(f"; the largest gap is ×{gap['ratio']:.2f}, below the first {gap['count']}" if gap["count"] else "")
+    if "trace" in found:
+        print(f"trace {found['trace']['value']:.6g} ± {found['trace']['error']:.2g} (one standard error)")
+
+
+def _save(figure: Any, target: Path) -> None:
+    try:
+        figure.savefig(target, dpi=150)
+    except (OSError, ValueError) as error:
+        mend = "choose another place, ending in .png, .pdf or .svg"
+        raise DynamicsError(f"cannot write {target} ({error}): {mend}") from None
+
+
+@app.command(epilog="Example: dynamics export runs/first npz --out first.npz")
+def export(
+    folder: Annotated[Path, typer.Argument(help="a run folder")],
+    kind: Annotated[str, typer.Argument(help="npz, csv (a folder with one file a group) or tensorboard (a folder)")],
+    out: Annotated[Path | None, typer.Option(help="the file or folder to write  [default: inside the run's]")] = None,
+) -> None:
+    """Write what was recorded for other tools: NumPy, anything that reads tables, TensorBoard."""
+    from .runs import load_run, to_npz, to_pandas, to_tensorboard
+
+    if kind not in ("npz", "csv", "tensorboard"):
+        raise unknown("export", kind, ("npz", "csv", "tensorboard"))
+    run = load_run(folder)
+    target = out or folder / {"npz": "readings.npz", "csv": "readings", "tensorboard": "tensorboard"}[kind]
+    if kind == "npz":
+        target = to_npz(run, target)
+    elif kind == "tensorboard":
+        to_tensorboard(run, target)
+    else:
+        if target.exists():
+            raise DynamicsError(f"{target} exists already: choose another place with --out")
+        try:
+            target.mkdir(parents=True)
+            for name in run.readings:
+                to_pandas(run, name).to_csv(target / f"{name}.csv")
+        except OSError as error:
+            raise DynamicsError(f"cannot write {target} ({error}): choose another place with --out") from None
     print(f"wrote {target}")
 
 

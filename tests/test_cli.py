@@ -21,7 +21,7 @@ import dynamics as dyn
 from dynamics import cli, recipes
 from dynamics.runs import record
 
-COMMANDS = ("data", "train", "show", "plot", "chapter", "lab", "run", "test", "lint", "bench")
+COMMANDS = ("data", "train", "show", "plot", "hessian", "export", "chapter", "lab", "run", "test", "lint", "bench")
 TINY = ("--width", 2, "--batch-size", 20, "--epochs", 2, "--precision", "float32")
 
 
@@ -304,7 +304,8 @@ def test_show_as_text(whole):
     run = dyn.load_run(whole)
     rows = [line.split() for line in lines if line.startswith(("prep", "layer1", "layer2", "layer3", "linear"))]
     assert [row[0] for row in rows] == run["norms"].layer.values.tolist()
-    assert all(len(row) == 6 for row in rows)
+    assert all(len(row) == 7 for row in rows)
+    assert [row[1] for row in rows] == ["equilibrium"] * 8 + ["general"]
 
 
 def test_show_as_json(whole):
@@ -391,7 +392,7 @@ def test_json_is_one_line_and_alone(whole):
 # --- plot
 
 MAGIC = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
-PICTURES = [("norms", "png"), ("angles", "pdf"), ("batchnorm", "svg"), ("all", "png")]
+PICTURES = [("norms", "png"), ("angles", "pdf"), ("batchnorm", "svg"), ("schedule", "png"), ("page", "png")]
 
 
 @pytest.mark.parametrize(("what", "ending"), PICTURES)
@@ -403,7 +404,7 @@ def test_plot_writes_what_its_ending_says(whole, what, ending):
 
 def test_plot_is_kept_in_the_run_and_its_name_is_told(copied):
     done("plot", copied)
-    assert (copied / "all.png").stat().st_size > 10_000
+    assert (copied / "page.png").stat().st_size > 10_000
     assert "angles.png" in done("plot", copied, "angles").out and (copied / "angles.png").is_file()
     assert dyn.load_run(copied).status == "finished"
 
@@ -434,9 +435,65 @@ def test_plot_of_every_kind_of_run(kind, npz, copied, diverging):
     assert Path("picture.png").read_bytes().startswith(MAGIC["png"])
 
 
-@pytest.mark.parametrize("kind", ["no probes", "not begun"])
-def test_plot_of_nothing(kind, npz, copied):
-    assert "no readings to plot" in refused("plot", kinds_of_run(kind, npz, copied))
+def test_plot_of_nothing(npz, copied):
+    assert "nothing was recorded" in refused("plot", kinds_of_run("not begun", npz, copied))
+    assert "pass probes=" in refused("plot", copied, "moments")
+
+
+def test_plots_of_activations(npz, tmp_path):
+    train = dyn.load_data(npz).train
+    probes = {"moments": dyn.every(2, dyn.moments(train[:8])), "histograms": dyn.every(2, dyn.histograms(train[:8]))}
+    dyn.train(toy_recipe(), train, probes=probes, out=tmp_path / "run", progress=False)
+    for what in ("moments", "drift", "histograms"):
+        done("plot", tmp_path / "run", what)
+        assert (tmp_path / "run" / f"{what}.png").stat().st_size > 10_000
+
+
+# --- export
+
+
+def test_export_writes_each_kind(whole, tmp_path):
+    run = dyn.load_run(whole)
+    assert done("export", whole, "npz", "--out", "r.npz").out == "wrote r.npz\n"
+    with np.load("r.npz") as arrays:
+        np.testing.assert_array_equal(arrays["norms/norm"], run["norms"].norm.values)
+    done("export", whole, "csv", "--out", "tables")
+    lines = (tmp_path / "tables" / "train.csv").read_text().splitlines()
+    assert lines[0] == "step,loss,epoch" and len(lines) == 7
+    assert {p.stem for p in Path("tables").iterdir()} == set(run.readings)
+    done("export", whole, "tensorboard", "--out", "events")
+    assert list(Path("events").glob("events.out.tfevents*"))
+
+
+def test_export_refuses(whole):
+    assert "did you mean 'npz'" in refused("export", whole, "npy")
+    Path("there").mkdir()
+    assert "exists already" in refused("export", whole, "csv", "--out", "there")
+    assert "is not a run folder" in refused("export", "nowhere", "npz")
+
+
+# --- watched runs
+
+
+def test_a_watched_run_is_shown_plotted_and_not_resumed(tmp_path):
+    import torch
+
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.LazyLinear(3)
+    )
+    net(torch.zeros(2, 3, 6, 6))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    with dyn.watch(net, optimizer, probes=dyn.standard(1), out=tmp_path / "w", chunk_steps=2):
+        for _ in range(5):
+            optimizer.zero_grad()
+            net(torch.randn(8, 3, 6, 6)).square().mean().backward()
+            optimizer.step()
+    lines = done("show", "w").out.splitlines()
+    assert lines[0].split(maxsplit=1) == ["net", "Sequential, watched"] and lines[1].split() == ["optimizer", "AdamW"]
+    assert [line.split()[1] for line in lines if line.startswith(("0 ", "3 "))] == ["unknown", "unknown"]
+    strict(done("show", "w", "--json").out)
+    done("plot", "w")
+    done("export", "w", "npz")
 
 
 # --- bad input: exit code 2 and one line
