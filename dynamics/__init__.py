@@ -1,6 +1,7 @@
 """A workbench for the dynamics of training: a fast trainer, probes that do not disturb it, theory and claims."""
 
 from .claims import Claim, Verdict, check, table
+from .curvature import GaussNewton, Hessian, spectral_density, top_eigenpairs
 from .data import Augment, Data, Split, batches, load_data
 from .errors import DynamicsError
 from .invariance import Invariance, invariance
@@ -9,12 +10,16 @@ from .optim import LARS, SGD, Adam, AdamW, Constant, Group, Lion, PageLARS, Piec
 from .plots import (
     plot_angles,
     plot_batchnorm,
+    plot_density,
     plot_drift,
     plot_histograms,
     plot_moments,
     plot_norms,
+    plot_outputs,
     plot_run,
     plot_schedule,
+    plot_sharpness,
+    plot_spectrum,
 )
 from .probes import (
     Probe,
@@ -32,6 +37,8 @@ from .probes import (
     momentum_alignment,
     outputs,
     reads,
+    sharpness,
+    spectrum,
     standard,
     weight_norms,
 )
@@ -39,6 +46,7 @@ from .runs import (
     Recorder,
     Run,
     drift,
+    edge_of_stability,
     intrinsic_time,
     load_run,
     predict,
@@ -65,7 +73,9 @@ __all__ = [
     "Data",
     "DynamicsError",
     "Evaluation",
+    "GaussNewton",
     "Group",
+    "Hessian",
     "Invariance",
     "Lion",
     "Net",
@@ -89,6 +99,7 @@ __all__ = [
     "check",
     "diffusion",
     "drift",
+    "edge_of_stability",
     "effective_lr",
     "evaluate",
     "every",
@@ -105,15 +116,22 @@ __all__ = [
     "outputs",
     "plot_angles",
     "plot_batchnorm",
+    "plot_density",
     "plot_drift",
     "plot_histograms",
     "plot_moments",
     "plot_norms",
+    "plot_outputs",
     "plot_run",
     "plot_schedule",
+    "plot_sharpness",
+    "plot_spectrum",
     "predict",
     "reads",
     "resume",
+    "sharpness",
+    "spectral_density",
+    "spectrum",
     "standard",
     "steps",
     "table",
@@ -121,6 +139,7 @@ __all__ = [
     "to_pandas",
     "to_tensorboard",
     "to_xarray",
+    "top_eigenpairs",
     "train",
     "watch",
     "weight_norms",

@@ -2,6 +2,7 @@
 
 from .activations import histograms, moments, outputs
 from .base import At, Every, Probe, Reading, at, every, log_spaced, reads, standard
+from .curvature import sharpness, spectrum
 from .motion import diffusion, gradient_autocorrelation, momentum_alignment
 from .norms import batchnorm
 from .weights import angles, effective_lr, gradients, weight_norms
@@ -25,6 +26,8 @@ __all__ = [
     "momentum_alignment",
     "outputs",
     "reads",
+    "sharpness",
+    "spectrum",
     "standard",
     "weight_norms",
 ]

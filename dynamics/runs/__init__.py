@@ -1,6 +1,7 @@
 """Runs: train and record, watch other loops, keep, load, resume, export, and lay predictions over what was measured."""
 
 from .drift import drift
+from .edge import edge_of_stability
 from .export import to_npz, to_pandas, to_tensorboard, to_xarray
 from .predict import intrinsic_time, predict
 from .record import resume, train
@@ -11,6 +12,7 @@ __all__ = [
     "Recorder",
     "Run",
     "drift",
+    "edge_of_stability",
     "intrinsic_time",
     "load_run",
     "predict",

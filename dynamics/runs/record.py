@@ -127,9 +127,7 @@ def resume(
     if last.status != "running":
         return load_run(folder)
     if manifest["recipe"] is None:
-        raise DynamicsError(
-            f"{folder} was recorded by watch: it goes on in its own loop, with a new folder"
-        )
+        raise DynamicsError(f"{folder} was recorded by watch: it goes on in its own loop, with a new folder")
     recipe = Recipe.from_json(manifest["recipe"])
     given = dict(probes or {})
     named = {k: given.pop(k) if k in given else probe_from_json(k, v) for k, v in manifest["probes"].items()}

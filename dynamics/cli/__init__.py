@@ -15,9 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import DynamicsError, unknown
+from ..errors import DynamicsError, unknown
+from .hessian import hessian
+from .picture import save
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
 
 app = typer.Typer(
@@ -28,6 +30,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+app.command(epilog="Example: dynamics hessian runs/first -k 10 --bn batch --shares --out hessian.png")(hessian)
 
 
 def main() -> None:
@@ -49,8 +54,8 @@ def data(
     name: Annotated[str | None, typer.Argument(help="shapes, cifar10, a folder or an .npz; nothing: list them")] = None,
 ) -> None:
     """List the data sets, or load one (downloading it if need be) and say what is in it."""
-    from .data import load_data
-    from .data.load import available
+    from ..data import load_data
+    from ..data.load import available
 
     if name is None:
         for known, about in available().items():
@@ -81,10 +86,10 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="go on with this run folder; needs nothing else")] = None,
 ) -> None:
     """Train a recipe, record the standard readings, and keep the run; or go on with one that was stopped."""
-    from . import runs
-    from .data import load_data
-    from .probes import standard
-    from .recipes import named
+    from .. import runs
+    from ..data import load_data
+    from ..probes import standard
+    from ..recipes import named
 
     options = {
         "recipe": recipe, "data": data, "width": width, "epochs": epochs, "batch-size": batch_size, "seed": seed,
@@ -131,7 +136,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Say what a run is, how it ended, and how its norms and angles compare with theory, layer by layer."""
-    from .runs import load_run
+    from ..runs import load_run
 
     summary = _summary(load_run(folder))
     if as_json:
@@ -161,7 +166,7 @@ def _summary(run: Any) -> dict[str, Any]:
     """What `show` prints: plain values, numbers finite or None."""
     import numpy as np
 
-    from .runs import predict
+    from ..runs import predict
 
     about, readings = run.manifest["data"]["train"], list(run.readings)
     recipe = run.recipe  # none, if it was watched
@@ -211,7 +216,7 @@ def _summary(run: Any) -> dict[str, Any]:
 def plot(
     folder: Annotated[Path, typer.Argument(help="a run folder")],
     what: Annotated[
-        str, typer.Argument(help="page, norms, angles, batchnorm, schedule, moments, drift or histograms")
+        str, typer.Argument(help="page, norms, angles, batchnorm, schedule, moments, drift, histograms or sharpness")
     ] = "page",
     out: Annotated[Path | None, typer.Option(help="the picture's file; its ending decides the format")] = None,
 ) -> None:
@@ -219,8 +224,8 @@ def plot(
     import matplotlib as mpl
 
     mpl.use("agg")
-    from . import plots
-    from .runs import load_run, predict
+    from .. import plots
+    from ..runs import load_run, predict
 
     known = {
         "page": plots.plot_run,
@@ -231,6 +236,7 @@ def plot(
         "moments": plots.plot_moments,
         "drift": plots.plot_drift,
         "histograms": plots.plot_histograms,
+        "sharpness": plots.plot_sharpness,
     }
     if what not in known:
         raise unknown("plot", what, known)
@@ -245,150 +251,8 @@ def plot(
     drawn = known[what](run, **plain)
     figure = getattr(drawn, "figure", None) or drawn
     target = out or folder / f"{what}.png"
-    mend = "choose another place, ending in .png, .pdf or .svg"
-    if not target.suffix:
-        raise DynamicsError(f"{target} does not say which kind of picture: {mend}")
-    try:
-        figure.savefig(target, dpi=150)
-    except (OSError, ValueError) as error:
-        raise DynamicsError(f"cannot write {target} ({error}): {mend}") from None
+    save(figure, target)
     print(f"wrote {target}")
-
-
-@app.command(epilog="Example: dynamics hessian runs/first -k 10 --bn batch --shares --out hessian.png")
-def hessian(
-    folder: Annotated[Path, typer.Argument(help="a run folder")],
-    k: Annotated[int, typer.Option("-k", help="how many eigenpairs")] = 10,
-    bn: Annotated[str, typer.Option(help="batch norm: batch (each batch's statistics) or frozen (running)")] = "batch",
-    which: Annotated[str, typer.Option(help="largest, smallest or magnitude")] = "largest",
-    images: Annotated[int, typer.Option(help="training images, not augmented, in whole batches")] = 512,
-    batch_size: Annotated[int | None, typer.Option(help="images a batch  [default: the recipe's]")] = None,
-    precision: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
-    tol: Annotated[
-        float | None, typer.Option(help="residual over the largest eigenvalue  [default: 1e-3, or 1e-5 in float64]")
-    ] = None,
-    shares: Annotated[bool, typer.Option("--shares", help="shares in the spans of the output moments")] = False,
-    trace: Annotated[bool, typer.Option("--trace", help="estimate the trace, with its standard error")] = False,
-    out: Annotated[Path | None, typer.Option(help="draw the eigenvalues; its ending decides the format")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
-) -> None:
-    """The leading eigenpairs of the Hessian of a run's loss at its final weights, each with its residual."""
-    import warnings
-
-    from . import curvature, plots
-    from .runs import load_run
-
-    if out is not None and not out.suffix:
-        raise DynamicsError(f"{out} does not say which kind of picture: choose a name ending in .png, .pdf or .svg")
-    net, loss, batches, about = _measured(load_run(folder), images, batch_size, precision)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        op = curvature.Hessian(net, loss, batches, bn=bn)
-        pairs = curvature.top_eigenpairs(op, k, which=which, tol=tol)
-        found = {
-            "run": str(folder),
-            **about,
-            "bn": bn,
-            "which": which,
-            "parameters": int(op.shape[0]),
-            "eigenvalues": pairs.values.tolist(),
-            "residuals": pairs.residuals.tolist(),
-            "converged": pairs.converged.tolist(),
-            "products": pairs.products,
-            "gap": dict(zip(("count", "ratio"), curvature.largest_gap(pairs.values), strict=True)),
-        }
-        if shares:
-            spaces = curvature.moment_subspaces(curvature.output_moments(net, batches, bn=bn))
-            found["shares"] = dict(
-                zip(curvature.MOMENTS, curvature.moment_shares(pairs.vectors, spaces).T.tolist(), strict=True)
-            )
-        if trace:
-            estimate = curvature.trace(op)
-            found["trace"] = {"value": estimate.value, "error": estimate.error, "products": estimate.products}
-    for warning in told:
-        print(f"dynamics: {warning.message}", file=sys.stderr)
-    if out is not None:
-        import matplotlib as mpl
-
-        mpl.use("agg")
-        _save(plots.plot_spectrum(pairs).figure, out)
-    if as_json:
-        print(json.dumps(found, allow_nan=False))
-        return
-    _print_spectrum(found)
-    if out is not None:
-        print(f"wrote {out}")
-
-
-def _measured(run: Any, images: int, batch_size: int | None, precision: str) -> tuple[Any, Any, list[Any], dict]:
-    """The net of a run at its last state, its loss, batches of its own data, and what to call them."""
-    from functools import partial
-
-    import torch
-    import torch.nn.functional as F
-
-    from .data import batches, load_data
-
-    if run.recipe is None:
-        raise DynamicsError(
-            "a watched run has no recipe to build its net from: in Python, Hessian(net, loss, batches) takes any module"
-        )
-    if precision not in ("float32", "float64"):
-        raise unknown("precision", precision, ("float32", "float64"))
-    if images < 1 or (batch_size is not None and batch_size < 1):
-        raise DynamicsError(f"--images and --batch-size are at least 1, got {images} and {batch_size or 'the recipe'}")
-    data = run.manifest["data"]["train"]
-    try:
-        split = load_data(data["name"], limit=data["n"]).train
-    except DynamicsError as error:
-        raise DynamicsError(f"this run's data cannot be found again ({error})") from None
-    if split.fingerprint() != data["fingerprint"]:
-        raise DynamicsError(f"the data {data['name']!r} are not those that this run was trained on: put them back")
-    images = min(images, len(split))
-    size = min(batch_size or run.recipe.batch_size, images)
-    # the images of the first epoch's first batches, not augmented: shuffled, since files may be sorted by class
-    drawn = [b for b, _ in zip(batches(split, size, seed=run.recipe.seed), range(images // size), strict=False)]
-    dtype = torch.float64 if precision == "float64" else torch.float32
-    net = run.recipe.net.build(classes=len(split.classes), seed=run.recipe.seed).to(split.device, dtype)
-    net.load_state_dict({**run.state.params, **run.state.buffers})
-    smoothing = run.recipe.label_smoothing
-    about = {
-        "net": repr(run.recipe.net),
-        "step": run.state.step,
-        "data": data["name"],
-        "images": size * len(drawn),
-        "batch_size": size,
-        "loss": f"cross-entropy, label smoothing {smoothing:g}" if smoothing else "cross-entropy",
-        "precision": precision,
-    }
-    return net, partial(F.cross_entropy, label_smoothing=smoothing), [(b.x.to(dtype), b.y) for b in drawn], about
-
-
-def _print_spectrum(found: dict[str, Any]) -> None:
-    """The table that `hessian` prints."""
-    n, size = found["images"], found["batch_size"]
-    print(f"{found['net']} at step {found['step']}; {found['loss']}, the mean over {n} images in batches of {size}")
-    statistics = "of each batch" if found["bn"] == "batch" else "running"
-    print(f"batch norm: statistics {statistics}; {found['parameters']} parameters, {found['precision']}\n")
-    spans = found.get("shares", {})
-    print(f"{'':>3} {'eigenvalue':>12} {'residual':>10}" + "".join(f" {name:>10}" for name in spans))
-    for i, (value, residual) in enumerate(zip(found["eigenvalues"], found["residuals"], strict=True)):
-        cells = "".join(f" {column[i]:>10.1%}" for column in spans.values())
-        mark = "" if found["converged"][i] else "  not converged"
-        print(f"{i + 1:>3} {value:>12.6g} {residual:>10.1e}{cells}{mark}")
-    print(f"\n{found['products']} Hessian-vector products", end="")
-    gap = found["gap"]
-    print(f"; the largest gap is ×{gap['ratio']:.2f}, below the first {gap['count']}" if gap["count"] else "")
-    if "trace" in found:
-        print(f"trace {found['trace']['value']:.6g} ± {found['trace']['error']:.2g} (one standard error)")
-
-
-def _save(figure: Any, target: Path) -> None:
-    try:
-        figure.savefig(target, dpi=150)
-    except (OSError, ValueError) as error:
-        mend = "choose another place, ending in .png, .pdf or .svg"
-        raise DynamicsError(f"cannot write {target} ({error}): {mend}") from None
 
 
 @app.command(epilog="Example: dynamics export runs/first npz --out first.npz")
@@ -398,7 +262,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="the file or folder to write  [default: inside the run's]")] = None,
 ) -> None:
     """Write what was recorded for other tools: NumPy, anything that reads tables, TensorBoard."""
-    from .runs import load_run, to_npz, to_pandas, to_tensorboard
+    from ..runs import load_run, to_npz, to_pandas, to_tensorboard
 
     if kind not in ("npz", "csv", "tensorboard"):
         raise unknown("export", kind, ("npz", "csv", "tensorboard"))
@@ -427,7 +291,7 @@ def chapter(
     folder: Annotated[Path, typer.Option(help="where the chapters are")] = ROOT / "notebooks",
 ) -> None:
     """Execute a chapter, print its table of verdicts, and write it as a page with its figures."""
-    from .chapters import execute, find_chapter
+    from ..chapters import execute, find_chapter
 
     notebook = find_chapter(name, folder)
     print(f"executing {notebook.name} ...", flush=True)
