@@ -205,13 +205,18 @@ def _chunks(
                 yield close("finished")
                 return
             with ledger.elsewhere():
-                logs.add("train", s, {"loss": ((), snap.loss, {"units": "nat"}), "epoch": ((), snap.epoch, EPOCHS)})
-                logs.add_hyperparameters(s, snap.hyperparameters)
+                _add_step(logs, snap)
             bar.update()
             if s % look == 0 and not math.isfinite(float(snap.loss)):
                 yield close("running")
                 return
             ledger.stepping()
+
+
+def _add_step(logs: Logs, snap: Snapshot) -> None:
+    """What is recorded at every step of every run: loss and time, and the hyperparameters in force."""
+    logs.add("train", snap.step, {"loss": ((), snap.loss, {"units": "nat"}), "epoch": ((), snap.epoch, EPOCHS)})
+    logs.add_hyperparameters(snap.step, snap.hyperparameters)
 
 
 def _validate(snap: Snapshot, valid: Split) -> dict[str, Any]:
