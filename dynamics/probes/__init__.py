@@ -1,10 +1,11 @@
 """Probes: what to measure, and when. A probe is a function of a Snapshot; `every` and `at` say when it is due."""
 
 from .activations import histograms, moments, outputs
-from .base import At, Every, Probe, Reading, at, every, log_spaced, reads, standard
+from .base import At, Every, Probe, Reading, at, every, log_spaced, reads
 from .curvature import sharpness, spectrum
 from .motion import diffusion, gradient_autocorrelation, momentum_alignment
 from .norms import batchnorm
+from .standard import standard
 from .weights import angles, effective_lr, gradients, weight_norms
 
 __all__ = [

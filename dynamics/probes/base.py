@@ -144,18 +144,3 @@ def log_spaced(last: int, n: int = 20, *, first: int = 1) -> list[int]:
         )
     ratio = last / first
     return sorted({0, last, *(round(first * ratio ** (i / (n - 1))) for i in range(n - 1))})
-
-
-def standard(n: int = 10) -> dict[str, Probe]:
-    """The standard set at every n-th step: norms, angles, gradients, effective lr, batch-norm parameters."""
-    from .norms import batchnorm
-    from .weights import angles, effective_lr, gradients, weight_norms
-
-    measures = {
-        "norms": weight_norms,
-        "angles": angles,
-        "gradients": gradients,
-        "effective_lr": effective_lr,
-        "batchnorm": batchnorm,
-    }
-    return {name: every(n, measure) for name, measure in measures.items()}
