@@ -6,7 +6,7 @@
 A small vision Transformer whose queries and keys are normalised per head, trained by torch.optim.AdamW at constant lr
 in a plain loop. First, `invariance` says to which weights the loss is scale-invariant; then the step angles of every
 matrix, after eight time constants, over the equilibrium law of AdamW: it is owed to the query and key projections
-alone, and only as far as successive gradients are uncorrelated: small batches (--batch 64 shows where that ends). Then
+alone, and it takes successive gradients as uncorrelated noise, which small batches are closer to (try --batch 64). Then
 what watching costs: the standard set at every tenth step, and an expensive probe under budget=0.05. Time
 inside the hooks over the time of the rest of the loop.
 """
