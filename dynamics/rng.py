@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -21,15 +23,39 @@ def generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
 def seeded(seed: int, purpose: str, index: int = 0) -> Iterator[None]:
     """Seed the global generators, which dropout and other people's modules draw from, and put them back after."""
     # torch.random.fork_rng and torch.manual_seed do the same through every backend, at forty times the cost
-    generators = [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
-    states = [g.get_state() for g in generators]
-    for g in generators:
+    restore = _keep_torch()
+    for g in _generators():
         g.manual_seed(_digest(seed, purpose, index))
     try:
         yield
     finally:
-        for g, state in zip(generators, states, strict=True):
+        restore()
+
+
+def keep() -> Callable[[], None]:
+    """Remember the global random states of torch, numpy and Python; calling what is returned puts them back."""
+    restore_torch, python, numpy = _keep_torch(), random.getstate(), np.random.get_state()
+
+    def restore() -> None:
+        restore_torch()
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+    return restore
+
+
+def _keep_torch() -> Callable[[], None]:
+    states = [(g, g.get_state()) for g in _generators()]
+
+    def restore() -> None:
+        for g, state in states:
             g.set_state(state)
+
+    return restore
+
+
+def _generators() -> list[torch.Generator]:
+    return [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
 
 
 def _digest(seed: int, purpose: str, index: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DynamicsError, unknown
-from ..rng import seeded
+from ..rng import keep, seeded
 
 NO_SECOND = re.compile(r"derivative for '?([\w:]+)'? is not implemented|([\w:]+) does not support automatic diff")
 
@@ -88,7 +88,7 @@ def _no_second(name: str) -> DynamicsError:
 def undisturbed(net: nn.Module, bn: str, *, draw: int) -> Iterator[None]:
     """Evaluate with the norms in mode `bn` and the draw-th random numbers; modes and generators are left as found."""
     norms = [(m, m.training) for m in net.modules() if getattr(m, "running_var", None) is not None]
-    python, numpy = random.getstate(), np.random.get_state()
+    restore = keep()
     device = next(net.parameters()).device.type
     try:
         for module, _ in norms:
@@ -98,8 +98,7 @@ def undisturbed(net: nn.Module, bn: str, *, draw: int) -> Iterator[None]:
         with seeded(0, "curvature", draw), torch.enable_grad(), torch.autocast(device, enabled=False):
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        restore()
         for module, mode in norms:
             module.training = mode
 

@@ -22,6 +22,7 @@ from ..data import Batch, Split
 from ..errors import DynamicsError, unknown
 from ..rng import seeded
 from ..training import Snapshot
+from ..training.evaluation import modes_kept
 from .base import Reading, reads
 from .norms import channel_coordinates
 
@@ -259,15 +260,11 @@ def _first_tensor(output: Any) -> torch.Tensor | None:
 @contextmanager
 def _mode(net: nn.Module, statistics: str) -> Iterator[None]:
     """Training mode as the loop has it, or eval mode, and each module's own mode put back after."""
-    modes = [(m, m.training) for m in net.modules()]
-    try:
+    with modes_kept(net):
         if statistics == "running" or not net.training:
-            for module, _ in modes:
+            for module in net.modules():  # not net.train(), which a net may have made its own
                 module.training = statistics == "batch"
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _eager(net: nn.Module) -> Any:

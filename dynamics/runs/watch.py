@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import sys
 import warnings
 import weakref
@@ -24,6 +23,7 @@ from ..errors import DynamicsError, unknown
 from ..nets import norm_of
 from ..optim import torch_hyperparameters, torch_state
 from ..probes import Probe, standard
+from ..rng import keep
 from ..training import Hyperparameters, Snapshot, State, tree_map
 from .budget import Ledger
 from .measure import Guard, Logs, measure
@@ -384,17 +384,12 @@ def _told_of_others(recorder: Recorder) -> Any:
 def _random_state_kept(ledger: Ledger) -> Iterator[None]:
     """Whatever a probe draws, the loop draws as without it: torch's generators, numpy's and Python's."""
     with ledger.elsewhere():
-        generators = [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
-        states = [g.get_state() for g in generators]
-        others = np.random.get_state(), random.getstate()
+        restore = keep()
     try:
         yield
     finally:
         with ledger.elsewhere():
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
-            np.random.set_state(others[0])
-            random.setstate(others[1])
+            restore()
 
 
 def _number(loss: Any) -> torch.Tensor | None:

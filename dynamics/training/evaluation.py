@@ -48,7 +48,7 @@ def evaluate(
     precision = resolve_precision(precision or own, split.device)
     dtype = next(net.parameters()).dtype
     pixels, total, correct = split.padded(), torch.zeros((), dtype=torch.float64, device=split.device), 0
-    with _modes_kept(net):
+    with modes_kept(net):
         net.eval()
         for first in range(0, len(split), batch_size):
             x = pixels[first : first + batch_size].permute(0, 3, 1, 2).to(dtype)
@@ -94,7 +94,7 @@ def _recompute(
     norms = [m for m in net.modules() if getattr(m, "running_var", None) is not None]
     momenta = [m.momentum for m in norms]
     pixels, dtype = split.padded(), next(iter(params.values())).dtype
-    with _modes_kept(net):
+    with modes_kept(net):
         net.eval()
         try:
             for i in range(len(split) // batch_size):
@@ -109,7 +109,8 @@ def _recompute(
 
 
 @contextmanager
-def _modes_kept(net: nn.Module) -> Iterator[None]:
+def modes_kept(net: nn.Module) -> Iterator[None]:
+    """Each module's mode, training or evaluation, is put back after."""
     modes = [(m, m.training) for m in net.modules()]
     try:
         yield

@@ -163,6 +163,7 @@ def _average(
         return None
     fresh = begin_average(params, buffers)
     if state.average is not None:
+        mine = flatten(fresh)
         for key, tensor in flatten(state.average).items():
-            flatten(fresh)[key].copy_(tensor)
+            mine[key].copy_(tensor)
     return fresh
