@@ -168,8 +168,8 @@ def ours(p: Problem, *, bn: str = "batch", memory: int | None = None) -> Hessian
 
 
 def exact(p: Problem, bn: str = "batch") -> Hessian:
-    """The float64 net's, whose layout does not matter; its graph, twice as large, is not kept beside the others."""
-    return Hessian(copy.deepcopy(p.net).double(), loss, [(p.x.double(), p.y)], bn=bn, memory=0)
+    """The float64 net's, whose layout does not matter. Its graph, twice as large, should not outlive its use."""
+    return Hessian(copy.deepcopy(p.net).double(), loss, [(p.x.double(), p.y)], bn=bn)
 
 
 def random_vectors(n: int, k: int) -> Tensor:
@@ -309,10 +309,11 @@ def worst_error(product: Callable[[Tensor], Tensor], vectors: Tensor, wanted: Te
 # eigenpairs
 
 
-def certified(solved: Solved, reference: Hessian) -> Solved:
+def certified(solved: Solved, p: Problem, bn: str = "batch") -> Solved:
     """With the largest true residual, of unit vectors."""
     vectors = F.normalize(solved.vectors.double(), dim=0)
-    residuals = residual_norms(reference, solved.values, vectors)
+    residuals = residual_norms(exact(p, bn), solved.values, vectors)
+    gc.collect()
     return solved._replace(worst=float(residuals.max() / solved.values.abs().max()))
 
 
@@ -360,9 +361,9 @@ def row_of(name: str, s: Solved, ratio: float | str) -> tuple[str, ...]:
 COLUMNS = ("", "seconds", "products", "largest residual / λ1", "time / ours")
 
 
-def beside_eigsh(p: Problem, args: argparse.Namespace, reference: Hessian) -> dict[str, Any]:
-    checked = certified(solve(p, args, bn="batch", which="largest"), reference)
-    unchecked = certified(solve(p, args, bn="batch", which="largest", check=False), reference)
+def beside_eigsh(p: Problem, args: argparse.Namespace) -> dict[str, Any]:
+    checked = certified(solve(p, args, bn="batch", which="largest"), p)
+    unchecked = certified(solve(p, args, bn="batch", which="largest", check=False), p)
     say(f"eigsh: ours took {checked.seconds:.1f} s; looking for eigsh's tol")
     goal = max(GOAL, checked.worst or 0.0)
     memo: dict[bytes, Any] = {}
@@ -370,7 +371,7 @@ def beside_eigsh(p: Problem, args: argparse.Namespace, reference: Hessian) -> di
     for tol in (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4):
         found = solve_eigsh(p, args, tol, memo)
         # after equally many products they are the same pairs
-        theirs = theirs if theirs and theirs.products == found.products else certified(found, reference)
+        theirs = theirs if theirs and theirs.products == found.products else certified(found, p)
         say(f"eigsh: tol {tol:g} gives residual {theirs.worst:.1e} after {theirs.products} products")
         if theirs.worst <= goal:
             break
@@ -423,7 +424,7 @@ def beside_eigsh(p: Problem, args: argparse.Namespace, reference: Hessian) -> di
     }  # fmt: skip
 
 
-def beside_eigenthings(p: Problem, args: argparse.Namespace, reference: Hessian) -> dict[str, Any]:
+def beside_eigenthings(p: Problem, args: argparse.Namespace) -> dict[str, Any]:
     try:
         from hessian_eigenthings.algorithms import lanczos
         from hessian_eigenthings.operators import HessianOperator
@@ -439,9 +440,9 @@ def beside_eigenthings(p: Problem, args: argparse.Namespace, reference: Hessian)
     found = lanczos(op, k=args.k, max_iter=steps, tol=GOAL, which="LA", reorthogonalize=True, seed=0)
     took = time.perf_counter() - begin
     vectors = found.eigenvectors.detach().T
-    theirs = certified(Solved(found.eigenvalues.detach().double(), vectors, took, found.iterations), reference)
+    theirs = certified(Solved(found.eigenvalues.detach().double(), vectors, took, found.iterations), p)
     after = solve(p, args, bn="batch", which="largest", check=False)
-    middle = certified(after._replace(seconds=(before.seconds + after.seconds) / 2), reference)
+    middle = certified(after._replace(seconds=(before.seconds + after.seconds) / 2), p)
     ratio = theirs.seconds / middle.seconds
     print(
         f"hessian-eigenthings {installed('hessian-eigenthings')} has no stopping rule: it is given as many products "
@@ -506,9 +507,8 @@ def solve_pyhessian(p: Problem, args: argparse.Namespace, tol: float, limit: flo
 
 
 def beside_pyhessian(p: Problem, args: argparse.Namespace) -> dict[str, Any]:
-    reference = exact(p, bn="frozen")
     solves = [solve(p, args, bn="frozen", which="magnitude") for _ in range(2)]
-    us = certified(solves[0], reference)
+    us = certified(solves[0], p, "frozen")
     scale = float(us.values.abs().max())
     goal, limit = max(GOAL, us.worst or 0.0), PATIENCE * max(s.seconds for s in solves)
     tried: list[dict[str, Any]] = []
@@ -522,7 +522,7 @@ def beside_pyhessian(p: Problem, args: argparse.Namespace) -> dict[str, Any]:
             off = float((theirs.values.sort().values - us.values.sort().values).abs().max()) / scale
         unit = F.normalize(theirs.vectors.double(), dim=0)
         if unit.shape[1]:  # the values that fit its vectors best: its own are of those one product earlier
-            image = reference.matmat(unit)
+            image = exact(p, "frozen").matmat(unit)
             residuals = (image - unit * (unit * image).sum(0)).norm(dim=0)
             theirs = theirs._replace(worst=float(residuals.max()) / scale)
         rows.append((f"PyHessian, tol {tol:g}, {unit.shape[1]} found", theirs))
@@ -710,14 +710,10 @@ def main() -> None:
     if "errors" in parts:
         result |= attempt("errors", lambda: errors(args))
     p = make_problem(args.width, "softplus", args.images)
-    if "eigsh" in parts or "eigenthings" in parts:
-        reference = exact(p)
-        if "eigsh" in parts:
-            result |= attempt("eigsh", lambda: beside_eigsh(p, args, reference))
-        if "eigenthings" in parts:
-            result |= attempt("eigenthings", lambda: beside_eigenthings(p, args, reference))
-        del reference
-        gc.collect()
+    if "eigsh" in parts:
+        result |= attempt("eigsh", lambda: beside_eigsh(p, args))
+    if "eigenthings" in parts:
+        result |= attempt("eigenthings", lambda: beside_eigenthings(p, args))
     if "pyhessian" in parts:
         result |= attempt("pyhessian", lambda: beside_pyhessian(p, args))
     if "memory" in parts:

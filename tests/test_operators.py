@@ -475,6 +475,37 @@ def test_a_bad_layer_is_named(between: Any, message: str, kind: Any) -> None:
     assert "\n" not in str(error.value)
 
 
+class Sometimes(nn.Module):
+    """A block that is skipped in one of four passes, as stochastic depth does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.training and torch.rand(()) < 0.25 else x + self.conv(x).relu()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_blocks_that_are_skipped_at_random_are_named_even_where_draws_agree(kind: Any, dtype: torch.dtype) -> None:
+    data = [(x.to(dtype), y) for x, y in batches(4)]
+    for _ in range(4):
+        net = conv_net(nn.ReLU(), Sometimes()).train()
+        net(batches(4)[0][0])
+        net.to(dtype)
+        with pytest.raises(DynamicsError, match=r"'part1' \(Sometimes\).*eval"):
+            product(net, data, kind=kind)
+    net.eval()
+    assert product(net, data, kind=kind).isfinite().all()
+
+
+def test_a_net_that_draws_and_does_not_use_what_it_draws_is_accepted() -> None:
+    net = conv_net(Calls(lambda x: x + 0 * torch.rand(())))
+    net(batches(4)[0][0])
+    assert product(net, batches(4)).isfinite().all()
+
+
 def test_an_operation_without_second_derivative_is_named() -> None:
     apart = Calls(lambda x: torch.cdist(x, x))
     net = nn.Sequential(nn.Flatten(), nn.Linear(32, 6), nn.Tanh(), apart, nn.Linear(4, 3))

@@ -28,6 +28,8 @@ from .layers import Layers
 from .memory import Decisions, Memory
 
 MODES = ("batch", "frozen")
+DRAWS = 8
+"""How many draws of random numbers the loss of a net that takes any is compared between."""
 
 
 class Hessian:
@@ -182,14 +184,15 @@ class Hessian:
         x, y = self.batches[i]
         with undisturbed(self.net, self.bn, draw=0):
             decisions = self._decisions(i)
+        with undisturbed(self.net, self.bn, draw=0):  # anew: a net that draws is to draw the same
             graph = self._differentiate(x, y, decisions)
         value, gradient = graph.value.detach(), graph.gradient
-        with undisturbed(self.net, self.bn, draw=1), torch.no_grad():
-            if not torch.isfinite(value) or not torch.isfinite(gradient).all():
-                what = "the gradient" if torch.isfinite(value) else "the loss"
+        if not torch.isfinite(value) or not torch.isfinite(gradient).all():
+            what = "the gradient" if torch.isfinite(value) else "the loss"
+            with undisturbed(self.net, self.bn, draw=0), torch.no_grad():
                 raise self._not_finite(what, i, gradient)
-            if not self._seen:
-                self._check_repeats(x, y, value, decisions)
+        if not self._seen:
+            self._check_repeats(x, y, value)
         self._seen[i] = value, gradient
         return graph
 
@@ -261,21 +264,39 @@ class Hessian:
             for w in every:
                 w.requires_grad_(False)
 
-    def _check_repeats(self, x: Tensor, y: Any, value: Tensor, decisions: Decisions | None) -> None:
-        again = self._value(self._outputs(x, decisions and decisions.replay()), y)
-        if abs(again - value) <= 1e3 * torch.finfo(self.dtype).eps * abs(value):
+    def _check_repeats(self, x: Tensor, y: Any, value: Tensor) -> None:
+        draw = self._differing_draw(x, y, value)
+        if draw is None:
             return
         runs = []
-        for draw in (2, 3):
-            with undisturbed(self.net, self.bn, draw=draw), watched(self.net, fingerprint) as seen:
-                self._outputs(x, decisions and decisions.replay())
+        for each in (0, draw):
+            with undisturbed(self.net, self.bn, draw=each), torch.no_grad(), watched(self.net, fingerprint) as seen:
+                self._outputs(x)
             runs.append(seen)
-        for (path, kind, a), (_, _, b) in zip(*runs, strict=False):
-            if a != b:
-                where = f"net.get_submodule({path!r}).eval()" if path else "net.eval()"
-                mend = f"put it in eval mode, {where}, or take it out of the net"
-                raise DynamicsError(f"the loss differs between two evaluations, first after {path!r} ({kind}): {mend}")
+        for (path, kind, a), (other, _, b) in zip(*runs, strict=False):
+            if path == other and a == b:
+                continue
+            named = path
+            if path != other:  # a module that was called in one of the two only: it is its parent that draws
+                named = max(path, other, key=lambda p: p.count(".")).rpartition(".")[0]
+                kind = type(self.net.get_submodule(named)).__name__
+            where = f"net.get_submodule({named!r}).eval()" if named else "net.eval()"
+            mend = f"put it in eval mode, {where}, or take it out of the net"
+            raise DynamicsError(f"the loss differs between two evaluations, first after {named!r} ({kind}): {mend}")
         raise DynamicsError("the loss differs between two evaluations of equal outputs: give a loss that draws nothing")
+
+    def _differing_draw(self, x: Tensor, y: Any, value: Tensor) -> int | None:
+        """A draw of random numbers with which the loss is another, if there is one."""
+        for draw in range(1, DRAWS + 1):
+            with undisturbed(self.net, self.bn, draw=draw), torch.no_grad():
+                begin = _drawn(x.device)
+                again = self._value(self._outputs(x), y)
+                drew = not torch.equal(begin, _drawn(x.device))
+            if abs(again - value) > 1e3 * torch.finfo(self.dtype).eps * abs(value):
+                return draw
+            if not drew:  # by torch: others are told apart by the first two
+                return None
+        return None
 
     def _not_finite(self, what: str, i: int, flat: Tensor) -> DynamicsError:
         x, _ = self.batches[i]
@@ -332,6 +353,12 @@ class GaussNewton(Hessian):
             return self._flat(gradients([outputs], leaves, bent))
 
         return Graph(value, gradient, product, (outputs, *back, *slope))
+
+
+def _drawn(device: torch.device) -> Tensor:
+    """Where torch's random generators are, for a net on this device."""
+    states = [torch.get_rng_state()]
+    return torch.cat([*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states)
 
 
 def _double(t: Tensor) -> Tensor:
