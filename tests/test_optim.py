@@ -6,16 +6,19 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same, toy_recipe, toy_split
 from torch import nn
 
 import dynamics as dyn
 from dynamics import optim
 from dynamics.errors import DynamicsError
+from dynamics.theory import robust_region
 
 A = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 QUADRATIC = A @ A.T / 6
@@ -90,6 +93,109 @@ def page_lars_rule(nesterov):
     return rule
 
 
+def muon_rule(*, normalise: bool = False, scale: Callable[[int, int], float] = lambda r, c: 1.0):
+    """By singular values: each is divided by the norm of all and mapped five times by the polynomial."""
+
+    def rule(w, g, memory, lr, decay):
+        momentum = 0.8 if w.ndim > 1 else 0.6
+        v = memory["v"] = momentum * memory.get("v", 0.0) + g
+        d = g + momentum * v
+        if w.ndim == 1:
+            return (1 - lr * decay) * w - lr * d
+        u, s, vt = np.linalg.svd(d.reshape(len(d), -1), full_matrices=False)
+        if normalise:
+            w = w * np.sqrt(len(w)) / np.sqrt((w**2).sum())
+        step = (u * quintic(s / np.sqrt((s**2).sum()))) @ vt
+        return (1 - lr * decay) * w - lr * scale(len(u), vt.shape[1]) * step.reshape(w.shape)
+
+    return rule
+
+
+def quintic(s: np.ndarray, steps: int = 5) -> np.ndarray:
+    for _ in range(steps):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return s
+
+
+def lookahead_rule(inner: Callable[..., np.ndarray], k: int, alpha: float):
+    """Zhang et al. 2019, Algorithm 1, the inner loop unrolled."""
+
+    def rule(w, g, memory, lr, decay):
+        slow = memory.setdefault("slow", w)
+        memory["t"] = memory.get("t", 0) + 1
+        w = inner(w, g, memory, lr, decay)
+        if memory["t"] % k == 0:
+            memory["slow"] = w = slow + alpha * (w - slow)
+        return w
+
+    return rule
+
+
+def nesterov_rule(w, g, memory, lr, decay):
+    d = g + decay * w
+    v = memory["v"] = 0.9 * memory.get("v", 0.0) + d
+    return w - lr * (d + 0.9 * v)
+
+
+class YellowFinTwin:
+    """Zhang and Mitliagkas 2017, Algorithms 1 to 4, from the whole history of gradients: every average is a sum over
+    it, and the cubic is solved by its companion matrix."""
+
+    def __init__(self, groups, *, beta: float, window: int, clip: bool = False) -> None:
+        self.param_groups, self.beta, self.window, self.clip = groups, beta, window, clip
+        self.velocity, self.history, self.tuned = [0.0] * len(groups), [], []
+
+    def average(self, values):
+        weights = self.beta ** np.arange(len(values) - 1.0, -1.0, -1.0)
+        return sum(w * v for w, v in zip(weights, values, strict=True)) / weights.sum()
+
+    def largest(self, pick=max):
+        h = [g @ g for g in self.history]
+        return np.exp(self.average([np.log(pick(h[max(0, i + 1 - self.window) : i + 1])) for i in range(len(h))]))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        params = [group["params"][0] for group in self.param_groups]
+        g = applied = np.concatenate([p.grad.numpy().ravel() for p in params])
+        if self.clip and self.history:
+            bound = np.sqrt(self.largest())
+            g = g * min(1, 10 * bound / np.linalg.norm(g))
+            applied = applied * min(1, bound / np.linalg.norm(applied))
+        self.history.append(g)
+        t = len(self.history)
+        h, norms = [g @ g for g in self.history], [np.linalg.norm(g) for g in self.history]
+        h_max, h_min = self.largest(max), self.largest(min)
+        variance = self.average(h) - (self.average(self.history) ** 2).sum()
+        distance = self.average([self.average(norms[:i]) / self.average(h[:i]) for i in range(1, t + 1)])
+        ratio = np.sqrt(h_max / h_min)
+        # d/dx of x² D² + (1 - x)⁴ C / h²: 2 x D² - 4 (1 - x)³ C / h², its coefficients from x³ down
+        slope = np.array([-1.0, 3.0, -3.0, 1.0]) * -4 * variance / h_min**2 + [0, 0, 2 * distance**2, 0]
+        roots = [r.real for r in np.roots(slope) if abs(r.imag) < 1e-9 and -1e-9 <= r.real <= 1]
+        x = min(roots) if t > 1 else 0.0  # one gradient has no variance
+        momentum = max(x, (ratio - 1) / (ratio + 1)) ** 2
+        lr = (1 - np.sqrt(momentum)) ** 2 / h_min * min(1, t / (10 * self.window))
+        self.tuned.append((lr, momentum, h_min, h_max, variance, distance))
+        parts = np.split(applied, np.cumsum([p.numel() for p in params])[:-1])
+        for i, (group, p, part) in enumerate(zip(self.param_groups, params, parts, strict=True)):
+            w = p.detach().numpy()
+            self.velocity[i] = momentum * self.velocity[i] + part.reshape(w.shape) + group["weight_decay"] * w
+            p.copy_(torch.from_numpy(w - group["lr"] * lr * self.velocity[i]))
+
+
+def yellowfin(lr: float, *, weight_decay: float = 0.0, **given: Any) -> Case:
+    def make(lr: Any, groups: tuple[dyn.Group, ...] = ()) -> optim.Optimizer:
+        return optim.YellowFin(lr, weight_decay=weight_decay, groups=groups, **given)
+
+    return Case(make, lambda groups: YellowFinTwin(groups, **given), lr, weight_decay)
+
+
+def ahead(inner: type, lr: float, twin: Callable[..., Any], k: int, alpha: float, **given: Any) -> Case:
+    def make(lr: Any, groups: tuple[dyn.Group, ...] = ()) -> optim.Optimizer:
+        return optim.Lookahead(inner(lr=lr, groups=groups, **given), k, alpha)
+
+    return Case(make, lookahead_rule(twin, k, alpha), lr, given.get("weight_decay", 0.0))
+
+
 def nesterov_arguments(**given: Any) -> dict[str, Any]:
     return {"momentum": 0.9, "nesterov": True, "weight_decay": 0.02, **given}
 
@@ -115,6 +221,22 @@ CASES = {
         beta1=0.8, beta2=0.95, eps=1e-3, weight_decay=0.5,
     ),
     "Lion": case(optim.Lion, 0.02, lion_rule, beta1=0.8, beta2=0.95, weight_decay=0.5),
+    "Muon": case(optim.Muon, 0.05, muon_rule(), momentum=0.8, sgd_momentum=0.6, weight_decay=0.5),
+    "Muon, normalised": case(
+        optim.Muon, 0.05, muon_rule(normalise=True), momentum=0.8, sgd_momentum=0.6, weight_decay=0.5, normalise=True
+    ),
+    "Muon, aspect": case(
+        optim.Muon, 0.05, muon_rule(scale=lambda r, c: max(1, r / c) ** 0.5), momentum=0.8, sgd_momentum=0.6,
+        scale="aspect",
+    ),
+    "Muon, rms": case(
+        optim.Muon, 0.05, muon_rule(scale=lambda r, c: 0.2 * max(r, c) ** 0.5), momentum=0.8, sgd_momentum=0.6,
+        scale="rms",
+    ),
+    "Lookahead": ahead(dyn.SGD, 0.07, nesterov_rule, 4, 0.3, **nesterov_arguments()),
+    "Lookahead of Lion": ahead(optim.Lion, 0.02, lion_rule, 3, 0.8, beta1=0.8, beta2=0.95, weight_decay=0.5),
+    "YellowFin": yellowfin(5.0, beta=0.9, window=4, weight_decay=0.1),
+    "YellowFin, clipped": yellowfin(5.0, beta=0.7, window=3, clip=True),
     "torch SGD": adapted("SGD", 0.07, momentum=0.9, dampening=0.3, weight_decay=0.02),
     "torch SGD, foreach": adapted("SGD", 0.07, **nesterov_arguments(weight_decay=0.0, foreach=True)),
     "torch SGD, plain": adapted("SGD", 0.07),
@@ -132,6 +254,8 @@ CASES = {
     "torch Adafactor": adapted("Adafactor", 0.05, weight_decay=0.1),
 }  # fmt: skip
 HAS_DECAY = {k: k != "torch Rprop" for k in CASES}
+TUNED = {k: "lr_factor" if k.startswith("YellowFin") else "lr" for k in CASES}
+"""Where the lr that was given is found among the hyperparameters: YellowFin's own are nan, known in training only."""
 every_optimizer = pytest.mark.parametrize("name", CASES)
 
 
@@ -279,7 +403,8 @@ def test_stopping_in_the_middle_changes_nothing(name):
     assert all(torch.equal(a, b) for a, b in zip(flat(opt_whole).values(), flat(opt_halves).values(), strict=True))
 
 
-@pytest.mark.parametrize("name", [k for k in CASES if k != "torch Rprop"])  # whose steps have a lower bound
+# Rprop's steps have a lower bound, and rescaling is no step
+@pytest.mark.parametrize("name", [k for k in CASES if k not in ("torch Rprop", "Muon, normalised")])
 def test_zero_lr_moves_nothing(name):
     everywhere = CASES[name].make(0.0)
     in_a_group = CASES[name].make(CASES[name].lr, (dyn.Group("linear.*", lr_factor=0.0),))
@@ -313,14 +438,17 @@ def test_hyperparameters_are_one_number_a_group(name):
     schedule = dyn.PiecewiseLinear((0, 2), (0.0, case.lr))
     optimizer = case.make(schedule, groups_for(name))
     in_force = optimizer.hyperparameters(1.0)
-    assert all(type(v) is float and math.isfinite(v) for values in in_force.values() for v in values)
+    unknown = ("lr", "momentum") if TUNED[name] == "lr_factor" else ()
+    assert all(
+        type(v) is float and math.isfinite(v) != (k in unknown) for k, values in in_force.items() for v in values
+    )
     assert {len(values) for values in in_force.values()} == {3}
-    assert in_force["lr"] == pytest.approx((2 * case.lr, case.lr / 4, case.lr / 2))
+    assert in_force[TUNED[name]] == pytest.approx((2 * case.lr, case.lr / 4, case.lr / 2))
     if HAS_DECAY[name]:
         decay = in_force["weight_decay"][-1]
         assert in_force["weight_decay"] == (0.0, 3 * decay, decay) and decay == (case.weight_decay or 0.0)
         is_decoupled = name.endswith("decoupled") or name.split(",")[0] in (
-            "AdamW", "Lion", "torch AdamW", "torch NAdam", "torch Adafactor"
+            "AdamW", "Lion", "Muon", "Lookahead of Lion", "torch AdamW", "torch NAdam", "torch Adafactor"
         )  # fmt: skip
         assert in_force["decoupled"] == (float(is_decoupled),) * 3
     optimizer.partition(tuple(start()))
@@ -424,6 +552,295 @@ def test_lars_survives_weights_and_gradients_of_zero(decay, eps):
             # Page's norm 0 stays; the layer-wise one takes a plain step from there
             if weights is zeros:
                 assert moved == (isinstance(lars, optim.LARS) and grads is not zeros)
+
+
+# Muon
+
+
+def tall_and_wide(dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    draws = torch.Generator().manual_seed(3)
+    shapes = ((12, 30), (30, 12), (16, 16), (1, 5), (5, 1))
+    return [torch.randn(*s, generator=draws, dtype=torch.float64).to(dtype) for s in shapes]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_orthogonalising_maps_every_singular_value_by_the_polynomial(steps):
+    for matrix in tall_and_wide():
+        u, s, vt = np.linalg.svd(matrix.numpy(), full_matrices=False)
+        expected = (u * quintic(s / np.sqrt((s**2).sum()), steps)) @ vt
+        found = optim.orthogonalised(matrix, steps=steps)
+        assert found.shape == matrix.shape and found.dtype == torch.float64
+        assert np.abs(found.numpy() - expected).max() < 1e-10
+
+
+def test_orthogonalised_matrices_are_nearly_the_polar_factor():
+    """Singular values in the band that the docstring states, and the direction of U Vᵀ."""
+    inside = quintic(np.geomspace(0.0016, 1, 20_001))
+    assert 0.68 < inside.min() < 0.69 and 1.20 < inside.max() < 1.21
+    assert quintic(np.array([0.0012])) < 0.66
+    for matrix in tall_and_wide():
+        u, s, vt = np.linalg.svd(matrix.numpy(), full_matrices=False)
+        assert s.min() / np.sqrt((s**2).sum()) > 0.0016
+        found, polar = optim.orthogonalised(matrix).numpy(), u @ vt
+        values = np.linalg.svd(found, compute_uv=False)
+        assert inside.min() - 1e-9 <= values.min() and values.max() <= inside.max() + 1e-9
+        assert (found * polar).sum() / np.linalg.norm(found) / np.linalg.norm(polar) > 0.97
+    # singular values over two decades, where the matrix itself is far from its polar factor
+    skew = tall_and_wide()[0] * torch.logspace(0, -2, 12, dtype=torch.float64)[:, None]
+    u, _, vt = np.linalg.svd(skew.numpy(), full_matrices=False)
+    polar = torch.from_numpy(u @ vt)
+    cosine = [float((m * polar).sum() / m.norm() / polar.norm()) for m in (skew, optim.orthogonalised(skew))]
+    assert cosine[0] < 0.8 < 0.97 < cosine[1]
+
+
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-4), (True, 0.06)])
+def test_orthogonalising_in_lower_precision(bf16, tolerance):
+    for matrix in tall_and_wide(torch.float32):
+        found = optim.orthogonalised(matrix, bf16=bf16)
+        assert found.dtype == torch.float32
+        assert (found.double() - optim.orthogonalised(matrix.double())).abs().max() < tolerance
+
+
+def test_orthogonalising_is_blind_to_size_and_leaves_zero():
+    matrix = tall_and_wide()[0]
+    for factor in (1e-4, 1e6):
+        torch.testing.assert_close(
+            optim.orthogonalised(factor * matrix), optim.orthogonalised(matrix), rtol=1e-10, atol=1e-10
+        )
+    assert not optim.orthogonalised(torch.zeros(3, 4)).any()
+
+
+@pytest.mark.parametrize(("scale", "theirs"), [("aspect", "original"), ("rms", "match_rms_adamw")])
+def test_muon_equals_torchs_where_both_iterate_in_bf16(scale, theirs):
+    """torch iterates in bf16 whatever the weights are. Its momentum is a mean, ours a sum: with momentum 1/2 they
+    differ by a power of two, which no rounding sees, and so the two agree in float64."""
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    for momentum, tolerance in ((0.5, 1e-12), (0.9, 5e-3)):
+        w = {"linear.weight": start()["linear.weight"], "wide.weight": tall_and_wide()[0]}
+        twins_ = [nn.Parameter(p.clone()) for p in w.values()]
+        twin = torch.optim.Muon(twins_, lr=0.03, weight_decay=0.1, momentum=momentum, adjust_lr_fn=theirs)
+        muon = optim.Muon(0.03, momentum, weight_decay=0.1, scale=scale, bf16=True)
+        opt = muon.init(w)
+        for t in range(6):
+            grads = {k: torch.sin(3 * p + t) for k, p in w.items()}
+            for p, g in zip(twins_, grads.values(), strict=True):
+                p.grad = g.clone()
+            twin.step()
+            updates, opt = muon.update(grads, opt, w, 0.0)
+            w = {k: p + updates[k] for k, p in w.items()}
+            for p, q in zip(twins_, w.values(), strict=True):
+                assert (p - q).abs().max() < tolerance * (t + 1)
+
+
+def test_muon_leaves_to_sgd_what_it_is_told():
+    params, grads = start(), gradients(start(), 2)
+    given = {"momentum": 0.7, "weight_decay": 0.3}
+    muon = optim.Muon(0.05, sgd=("linear.*", "norm.weight"), **given)
+    everything = optim.Muon(0.05, sgd=("*",), **given)
+    sgd = dyn.SGD(0.05, nesterov=True, decoupled=True, **given)
+    moved = [o.update(grads, o.init(params), params, 0.0)[0] for o in (muon, everything, sgd)]
+    assert_close(moved[1], moved[2])
+    assert [k for k in params if torch.equal(moved[0][k], moved[1][k])] == ["norm.weight", "norm.bias", "linear.weight"]
+
+
+def test_muon_holds_normalised_weights_at_the_root_of_their_channels():
+    params = start()
+    params["conv.weight"] *= 7
+    params["linear.weight"] *= 0
+    muon = optim.Muon(0.0, normalise=True)
+    updates, _ = muon.update(gradients(params, 0), muon.init(params), params, 0.0)
+    moved = {k: p + updates[k] for k, p in params.items()}
+    assert float(moved["conv.weight"].norm()) == pytest.approx(math.sqrt(6), rel=1e-12)
+    assert not moved["linear.weight"].any(), "weights of zero have no direction"
+    assert torch.equal(moved["norm.weight"], params["norm.weight"])
+
+
+def test_muon_steps_are_the_same_inside_autocast():
+    """The caller of a training loop may be inside one; the recipe's trajectory is not theirs to change."""
+    params = {k: p.float() for k, p in start().items()}
+    grads = {k: p.float() for k, p in gradients(start(), 0).items()}
+    muon = optim.Muon(0.05)
+    bare, _ = muon.update(grads, muon.init(params), params, 0.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside, _ = muon.update(grads, muon.init(params), params, 0.0)
+    assert all(torch.equal(bare[k], inside[k]) for k in bare)
+
+
+# Lookahead
+
+
+def test_lookahead_is_its_inner_optimizer_until_it_looks_back():
+    inner = dyn.SGD(0.07, 0.9, weight_decay=0.1)
+    assert_close(ours(optim.Lookahead(inner, 6, 0.3), 5), ours(inner, 5), 0.0)
+    assert_close(ours(optim.Lookahead(inner, 6, 1.0), 30), ours(inner, 30), 1e-12)
+    assert float((ours(optim.Lookahead(inner, 6, 0.3), 6)["conv.weight"] - ours(inner, 6)["conv.weight"]).norm()) > 0.01
+    look = optim.Lookahead(inner, 4, 0.5)
+    for steps in (4, 8, 12):
+        params, opt = walk(look, start(), look.init(start()), 0, steps)
+        assert_close(params, opt["slow"])
+    assert int(opt["fast_steps"]) == 12 and set(opt) == {"velocity", "slow", "fast_steps"}
+
+
+def test_lookaheads_lr_and_groups_are_its_inner_optimizers():
+    schedule, groups = dyn.PiecewiseLinear((0, 2), (0, 0.4)), (dyn.Group("*.bias", 2.0),)
+    look = optim.Lookahead(dyn.SGD(schedule, groups=groups), k=3)
+    assert look.lr is schedule and look.groups == groups
+    assert dataclasses.replace(look, lr=0.1) == optim.Lookahead(dyn.SGD(0.1, groups=groups), k=3)
+    assert dataclasses.replace(look, k=7).inner == look.inner
+    in_force = look.hyperparameters(1.0)
+    assert in_force["lr"] == (0.4, 0.2) and in_force["lookahead_k"] == (3.0, 3.0)
+    recipe = toy_recipe(optimizer=look, epochs=2)
+    assert recipe.stretch(6).optimizer == optim.Lookahead(dyn.SGD(schedule.stretch(3), groups=groups), k=3)
+
+
+# recipes
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optim.Muon(0.02, weight_decay=0.1, sgd=("linear.*",), normalise=True),
+        optim.Lookahead(dyn.SGD(0.05, 0.9), 2),
+        optim.Lookahead(optim.TorchOptimizer("RMSprop", lr=1e-3, momentum=0.5), 2),
+        optim.YellowFin(dyn.PiecewiseLinear((0, 2), (1, 0)), window=2, clip=True),
+    ],
+    ids=["Muon", "Lookahead", "Lookahead of a torch optimizer", "YellowFin"],
+)
+def test_the_new_optimizers_train_and_resume_to_the_bit_and_go_through_json(optimizer, tmp_path):
+    recipe = toy_recipe(optimizer=optimizer, epochs=2)
+    again = dyn.Recipe.from_json(json.loads(json.dumps(recipe.to_json(), allow_nan=False)))
+    assert again == recipe and again.to_json() == recipe.to_json()
+    split = toy_split()
+    whole = dyn.train(recipe, split, out=tmp_path / "run", chunk_steps=5, progress=False)
+    forked = dyn.train(recipe, split, start=whole.state_at(5), progress=False)
+    assert_same(whole.weights, forked.weights)
+    assert math.isfinite(float(whole["train"].loss[-1]))
+    probe = {"momentum": dyn.every(1, dyn.momentum_alignment)}
+    read = dyn.train(recipe, split, probes=probe, progress=False)["momentum"]
+    assert float(read.norm[-1].min()) > 0, "momentum is found in the state"
+
+
+def test_a_probe_reads_what_yellowfin_tuned():
+    @dyn.reads("opt")
+    def tuned(snap):
+        return {k: ((), snap.state.opt[k], {"units": "1"}) for k in ("lr", "momentum")}
+
+    recipe = toy_recipe(optimizer=optim.YellowFin(0.5, window=2), epochs=2)
+    run = dyn.train(recipe, toy_split(), probes={"tuned": dyn.every(1, tuned)}, progress=False)
+    lr, momentum = run["tuned"].lr.values, run["tuned"].momentum.values
+    assert lr[0] == momentum[0] == 0 and (lr[1:] > 0).all() and (momentum >= 0).all() and (momentum < 1).all()
+    assert np.isnan(run["hyperparameters"].lr).all() and (run["hyperparameters"].lr_factor == 0.5).all()
+
+
+# YellowFin
+
+
+def yellowfins_walk(steps: int = 120, **given: Any) -> tuple[list[dict[str, Any]], YellowFinTwin]:
+    """Our states and the twin, on a noisy quadratic."""
+    optimizer = optim.YellowFin(**given)
+    params = start()
+    twin = YellowFinTwin([{"params": [p.clone()], "lr": optimizer.lr, "weight_decay": 0.0} for p in params.values()],
+                         beta=optimizer.beta, window=optimizer.window, clip=optimizer.clip)  # fmt: skip
+    opt, states = optimizer.init(params), []
+    for t in range(steps):
+        noise = torch.Generator().manual_seed(t)
+        grads = {k: torch.tensordot(QUADRATIC, p, 1) + torch.randn(p.shape, generator=noise) for k, p in params.items()}
+        grads = {k: g * (30.0 if t == 60 else 1.0) for k, g in grads.items()}  # one outlier
+        for group, g in zip(twin.param_groups, grads.values(), strict=True):
+            group["params"][0].grad = g
+        twin.step()
+        updates, opt = optimizer.update(grads, opt, params, 0.0)
+        params = {k: p + updates[k] for k, p in params.items()}
+        for group, p in zip(twin.param_groups, params.values(), strict=True):
+            torch.testing.assert_close(group["params"][0], p, rtol=1e-10, atol=1e-10)
+        states.append(opt)
+    return states, twin
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize(("beta", "window"), [(0.999, 20), (0.9, 5), (0.0, 1)])
+def test_yellowfin_tunes_what_its_twin_tunes(beta, window, clip):
+    states, twin = yellowfins_walk(beta=beta, window=window, clip=clip)
+    for state, (lr, momentum, *_) in zip(states, twin.tuned, strict=True):
+        assert float(state["lr"]) == pytest.approx(lr, rel=1e-10)
+        assert float(state["momentum"]) == pytest.approx(momentum, rel=1e-10, abs=1e-20)
+    if beta:
+        assert max(float(s["momentum"]) for s in states) > 0.05
+
+
+def test_S_9_yellowfins_momentum_holds_its_whole_range_of_curvature_robust():
+    """mu >= ((sqrt(h) - 1) / (sqrt(h) + 1))², h = h_max / h_min, and every curvature of the range is in the region in
+    which heavy ball contracts by sqrt(mu), but for the slow start, in which lr is below it."""
+    states, twin = yellowfins_walk(beta=0.99, window=5)
+    for t, (state, (_, _, h_min, h_max, *_)) in enumerate(zip(states, twin.tuned, strict=True), start=1):
+        mu, lr = float(state["momentum"]), float(state["lr"]) / min(1, t / 50)
+        assert mu >= ((np.sqrt(h_max / h_min) - 1) / (np.sqrt(h_max / h_min) + 1)) ** 2 * (1 - 1e-9)
+        low, high = robust_region(np.array([h_min, h_max]), momentum=mu)
+        assert (low * (1 - 1e-9) <= lr).all() and (lr <= high * (1 + 1e-9)).all()
+    assert h_max / h_min > 1.5
+
+
+def test_S_9_heavy_ball_contracts_by_the_root_of_momentum_in_the_robust_region_and_not_beside_it():
+    """The spectral radius of its recursion on a quadratic of curvature h, and our SGD along it."""
+    for mu in (0.1, 0.5, 0.9):
+        for h in (0.3, 2.0):
+            low, high = (float(v) for v in robust_region(h, momentum=mu))
+            assert low * h == pytest.approx((1 - mu**0.5) ** 2) and high * h == pytest.approx((1 + mu**0.5) ** 2)
+
+            def radius(lr, mu=mu, h=h):
+                return np.abs(np.linalg.eigvals([[1 + mu - lr * h, -mu], [1, 0]])).max()
+
+            for lr in np.linspace(low * 1.001, high * 0.999, 7):
+                assert radius(lr) == pytest.approx(mu**0.5, rel=1e-9)
+            assert radius(low * 0.9) > 1.01 * mu**0.5 and radius(high * 1.1) > 1.01 * mu**0.5
+            sgd, w = dyn.SGD((low + high) / 2, mu, weight_decay=0.0), {"w": torch.ones(1, dtype=torch.float64)}
+            opt, sizes = sgd.init(w), []
+            for _ in range(120):
+                updates, opt = sgd.update({"w": h * w["w"]}, opt, w, 0.0)
+                # complex roots: both coordinates of the recursion together shrink evenly
+                sizes.append(float(torch.hypot(w["w"], w["w"] + updates["w"])))
+                w = {"w": w["w"] + updates["w"]}
+            rate = (sizes[-1] / sizes[19]) ** (1 / 100)
+            assert rate == pytest.approx(mu**0.5, rel=0.02)
+
+
+def test_single_step_is_the_minimum_of_its_objective():
+    """By brute force over momentum, with and without the bound of the curvature range."""
+    grid = np.linspace(0, 1, 2_000_001)[:-1]
+    for variance, distance, low, high in ((1.0, 1.0, 1.0, 1.0), (3.0, 0.2, 0.5, 0.6), (1e-3, 2.0, 4.0, 400.0)):
+        numbers = [torch.tensor(v, dtype=torch.float64) for v in (variance, distance, low, high)]
+        lr, momentum = map(float, optim.single_step(*numbers))
+        bound = ((np.sqrt(high / low) - 1) / (np.sqrt(high / low) + 1)) ** 2
+        allowed = grid[grid >= bound * (1 - 1e-12)]
+        lrs = (1 - np.sqrt(allowed)) ** 2 / low
+        best = allowed[np.argmin(allowed * distance**2 + lrs**2 * variance)]
+        assert momentum == pytest.approx(best, abs=1e-6)
+        assert lr == pytest.approx((1 - np.sqrt(momentum)) ** 2 / low, rel=1e-10)
+
+
+@pytest.mark.parametrize("p", [1e-20, 1e-6, 0.3, 1.0, 50.0, 1e8, 1e16])
+def test_the_root_of_the_cubic_keeps_its_accuracy_at_all_sizes(p):
+    """p x = (1 - x)³ with p = D² h² / 2C, solved in exact rational steps."""
+    one = torch.ones((), dtype=torch.float64)
+    _, momentum = optim.single_step(one / 2, one * math.sqrt(p), one, one)
+    x = Fraction(math.sqrt(float(momentum)))
+    low, high = Fraction(0), Fraction(1)
+    for _ in range(120):
+        middle = (low + high) / 2
+        low, high = (middle, high) if Fraction(p) * middle < (1 - middle) ** 3 else (low, middle)
+    assert float(abs(x - low) / low) < 1e-12
+
+
+def test_gradients_of_zero_leave_yellowfin_finite():
+    params = start()
+    zeros = {k: torch.zeros_like(p) for k, p in params.items()}
+    for clip in (False, True):
+        yellow = optim.YellowFin(clip=clip)
+        opt = yellow.init(params)
+        for grads in (zeros, zeros, gradients(params, 0), zeros):
+            updates, opt = yellow.update(grads, opt, params, 0.0)
+            assert all(t.isfinite().all() for t in [*updates.values(), *flat(opt).values()])
 
 
 # torch's optimizers
@@ -693,6 +1110,23 @@ def test_schedules_are_values():
         (lambda: optim.AdamW(weight_decay=-0.1), "weight_decay must be"),
         (lambda: optim.Lion(beta1=1.5), "beta1 must be"),
         (lambda: optim.Lion(weight_decay="1"), "weight_decay must be"),
+        (lambda: optim.Muon(momentum=0.0), "Nesterov needs momentum"),
+        (lambda: optim.Muon(momentum=1.0), "momentum must be at least 0 and below 1"),
+        (lambda: optim.Muon(sgd_momentum=-1), "sgd_momentum must be at least 0 and below 1"),
+        (lambda: optim.Muon(ns_steps=0), "ns_steps must be a whole number of at least 1, got 0"),
+        (lambda: optim.Muon(ns_steps=2.5), "ns_steps must be a whole number"),
+        (lambda: optim.Muon(scale="rsm"), "unknown scale 'rsm': did you mean 'rms'"),
+        (lambda: optim.Muon(sgd="linear.*"), 'write sgd=("linear.*",)'),
+        (lambda: optim.Muon(sgd=("head.*",)).init(start()), "no parameter matches 'head.*' of sgd"),
+        (lambda: optim.Lookahead(0.1), "inner must be an optimizer, got 0.1: write Lookahead(SGD(0.1))"),
+        (lambda: optim.Lookahead(dyn.SGD), "inner must be an optimizer"),
+        (lambda: optim.Lookahead(optim.Lookahead(dyn.SGD())), "nest no further"),
+        (lambda: optim.Lookahead(dyn.SGD(), k=0), "k must be a whole number of at least 1, got 0"),
+        (lambda: optim.Lookahead(dyn.SGD(), alpha=1.5), "alpha must be above 0 and at most 1, got 1.5"),
+        (lambda: optim.Lookahead(dyn.SGD(), alpha=0.0), "alpha must be above 0"),
+        (lambda: optim.YellowFin(beta=1.0), "beta must be at least 0 and below 1"),
+        (lambda: optim.YellowFin(window=0), "window must be a whole number"),
+        (lambda: optim.YellowFin(-1.0), "lr must be a number of at least 0"),
         (lambda: optim.TorchOptimizer("adamw"), "unknown torch optimizer 'adamw': did you mean 'AdamW'"),
         (lambda: optim.TorchOptimizer("Optimizer"), "unknown torch optimizer 'Optimizer'"),
         (lambda: optim.TorchOptimizer("LBFGS"), "LBFGS does not fit"),

@@ -611,6 +611,74 @@ def test_several_schedules_are_told_apart_without_colour():
     assert len({str(line._dash_pattern) for line in lines}) == 3
 
 
+SCHEDULES = {
+    "step": dyn.optim.Step(0.4, 0.4, 6),
+    "exponential": dyn.optim.Exponential(0.4, 0.88),
+    "cyclic": dyn.optim.Cyclic(0.05, 0.35, 3),
+    "cosine": dyn.optim.Cosine(0.4, 0.01, 24),
+    "cosine, restarts": dyn.optim.Cosine(0.3, 0.02, 4, restarts=2),
+    "one-cycle": dyn.optim.OneCycle(0.4, 24),
+    "piecewise linear": PEAK,
+    "constant": dyn.Constant(0.15),
+}
+ENDLESS = ("step", "exponential", "cyclic", "cosine, restarts", "constant")
+MARKED = {
+    "step": [6, 12, 18, 24], "exponential": [], "cyclic": [0, 3, 6, 9, 12, 15, 18, 21, 24], "cosine": [0, 24],
+    "cosine, restarts": [4, 12], "one-cycle": [0, 7.2, 24], "piecewise linear": [0, 5, 24], "constant": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_every_schedule_is_drawn_with_the_knots_that_it_has(kind):
+    schedule = SCHEDULES[kind]
+    for given in (schedule, toy_recipe(epochs=24, optimizer=dyn.SGD(schedule))):
+        line, *marks = plots.plot_schedule(given, epochs=24).get_lines()
+        assert all(y == pytest.approx(schedule(x)) for x, y in curve(line).items()) and max(curve(line)) == 24
+        marked = curve(marks[0]) if marks else {}
+        assert list(marked) == pytest.approx(MARKED[kind]) and len(marks) == bool(MARKED[kind])
+        assert all(y == pytest.approx(schedule(x)) for x, y in marked.items())
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_schedule_with_an_end_is_drawn_to_it_and_one_without_asks_for_it(kind):
+    if kind in ENDLESS:
+        with pytest.raises(DynamicsError, match="pass epochs="):
+            plots.plot_schedule(SCHEDULES[kind])
+    else:
+        assert max(curve(plots.plot_schedule(SCHEDULES[kind]).get_lines()[0])) == 24
+    # beside one that ends, it is drawn as far
+    (line, *_) = plots.plot_schedule({kind: SCHEDULES[kind], "to 30": dyn.optim.OneCycle(0.1, 30)}).get_lines()
+    assert max(curve(line)) == (30 if kind in ENDLESS else 24)
+
+
+def test_jumps_are_drawn_upright():
+    for schedule in (SCHEDULES["step"], SCHEDULES["cosine, restarts"]):
+        x, y = (np.asarray(v, float) for v in plots.plot_schedule(schedule, epochs=20).get_lines()[0].get_data())
+        for turn in schedule.turns(20):
+            i = int(np.flatnonzero(x == turn)[0])
+            assert x[i] - x[i - 1] < 1e-6 and abs(y[i] - y[i - 1]) > 0.01
+
+
+def test_knots_that_would_hide_the_curve_are_not_marked():
+    (line,) = plots.plot_schedule(dyn.optim.Cyclic(0.0, 0.4, 0.1), epochs=20).get_lines()
+    assert {0.0, 0.4} <= {round(y, 6) for y in curve(line).values()}, "though every turn is drawn"
+    assert len([y for y in curve(line).values() if abs(y - 0.4) < 1e-6]) >= 100
+
+
+def test_the_lr_of_an_optimizer_inside_another_is_drawn():
+    recipe = toy_recipe(epochs=30, optimizer=dyn.optim.Lookahead(dyn.SGD(PEAK, groups=(dyn.Group("*.bias", 2.0),))))
+    ax = plots.plot_schedule(recipe)
+    assert legend(ax) == ["*.bias", "default"]
+    assert curve(ax.get_lines()[1]) == {0: 0, 5: 0.8, 24: 0}
+
+
+def test_all_schedules_are_told_apart_without_colour():
+    ax = plots.plot_schedule(SCHEDULES, epochs=24)
+    lines = [line for line in ax.get_lines() if line.get_marker() == "None"]
+    assert legend(ax) == list(SCHEDULES)
+    assert len({str(line._dash_pattern) for line in lines}) == len(SCHEDULES)
+
+
 # --- the page
 
 
@@ -800,6 +868,7 @@ DRAWN = {
     ),
     "schedule": lambda a: plots.plot_schedule(PEAK).figure,
     "schedules": lambda a: plots.plot_schedule({"one": PEAK, "another one": PEAK}).figure,
+    "all schedules": lambda a: plots.plot_schedule(SCHEDULES, epochs=24).figure,
 }
 
 
@@ -848,6 +917,7 @@ def test_new_plots_take_an_axes_and_return_it(activations):
         (lambda a: plots.plot_histograms(a, channels=[-1]), r"has channels 0 to 2, not \[-1\]"),
         (lambda a: plots.plot_histograms({"b": a}), "plot_histograms takes one Run"),
         (lambda a: plots.plot_schedule(dyn.Constant(0.1)), "pass epochs="),
+        (lambda a: plots.plot_schedule(toy_recipe(optimizer=dyn.optim.YellowFin())), "sets its lr while it trains"),
         (lambda a: plots.plot_schedule(0.1), "takes a schedule .* not float"),
         (lambda a: plots.plot_schedule({}), "was given nothing"),
         (lambda a: plots.plot_schedule(PEAK, epochs=0), "epochs=0"),

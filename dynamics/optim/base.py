@@ -1,9 +1,9 @@
-"""What every optimizer is, its parameter groups, and learning-rate schedules in epochs."""
+"""What every optimizer is, and its parameter groups."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -12,6 +12,23 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import DynamicsError
+from .checks import below_one, in_range
+from .schedules import Constant, PiecewiseLinear, Schedule, lr_at
+
+__all__ = [
+    "Constant",
+    "Group",
+    "Optimizer",
+    "PiecewiseLinear",
+    "Schedule",
+    "Tensors",
+    "below_one",
+    "check_shared",
+    "in_range",
+    "lr_and_decay",
+    "lr_at",
+    "partition",
+]
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -21,7 +38,7 @@ class Optimizer(Protocol):
 
     `update` returns the change of every parameter as a value (it is added to the parameters by the training
     loop) and the optimizer's next state; no argument is modified. `init` and `update` give states of one structure:
-    nested dicts of tensors. The lr, a number or a schedule, is a field of that name.
+    nested dicts of tensors. The lr, a number or a schedule, is `lr`, which dataclasses.replace can change.
     """
 
     def init(self, params: Tensors) -> dict[str, Any]: ...
@@ -36,58 +53,6 @@ class Optimizer(Protocol):
 
 
 @dataclass(frozen=True)
-class PiecewiseLinear:
-    """lr(epoch) by linear interpolation between knots (epochs), constant beyond the last (Page's posts)."""
-
-    knots: tuple[float, ...]
-    values: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "knots", tuple(float(k) for k in self.knots))
-        object.__setattr__(self, "values", tuple(float(v) for v in self.values))
-        if len(self.knots) != len(self.values) or not self.knots:
-            raise DynamicsError(
-                f"PiecewiseLinear needs one value a knot, got {len(self.knots)} knots and {len(self.values)} values"
-            )
-        if not all(a < b for a, b in zip(self.knots, self.knots[1:], strict=False)):
-            raise DynamicsError(f"PiecewiseLinear's knots must increase, got {self.knots}")
-        for value in self.values:
-            in_range("lr", value, 0.0, math.inf)
-
-    def __call__(self, epoch: float) -> float:
-        knots, values = self.knots, self.values
-        if epoch <= knots[0]:
-            return values[0]
-        for a, b, left, right in zip(knots, knots[1:], values, values[1:], strict=False):
-            if epoch < b:
-                return left + (right - left) * ((epoch - a) / (b - a))
-        return values[-1]
-
-    def stretch(self, factor: float) -> PiecewiseLinear:
-        """The same shape over `factor` times as many epochs."""
-        return PiecewiseLinear(tuple(k * factor for k in self.knots), self.values)
-
-
-@dataclass(frozen=True)
-class Constant:
-    """The same lr at every epoch."""
-
-    value: float
-
-    def __post_init__(self) -> None:
-        in_range("lr", self.value, 0.0, math.inf)
-
-    def __call__(self, epoch: float) -> float:
-        return self.value
-
-    def stretch(self, factor: float) -> Constant:
-        return self
-
-
-Schedule = Callable[[float], float]
-
-
-@dataclass(frozen=True)
 class Group:
     """Parameters whose names match a pattern ("*.bias"), with factors on the optimizer's lr and weight decay."""
 
@@ -98,10 +63,6 @@ class Group:
     def __post_init__(self) -> None:
         in_range("lr_factor", self.lr_factor, 0.0, math.inf)
         in_range("weight_decay_factor", self.weight_decay_factor, 0.0, math.inf)
-
-
-def lr_at(lr: float | Schedule, epoch: float) -> float:
-    return lr(epoch) if callable(lr) else lr
 
 
 def lr_and_decay(
@@ -133,16 +94,6 @@ def partition(groups: tuple[Group, ...], names: tuple[str, ...]) -> tuple[tuple[
             )
     patterns = [*(g.match for g in groups), "default"]
     return tuple((pattern, tuple(found[i])) for i, pattern in enumerate(patterns))
-
-
-def in_range(name: str, value: float, low: float, high: float) -> None:
-    if not isinstance(value, int | float) or not low <= value < high:
-        raise DynamicsError(f"{name} must be a number of at least {low:g}, got {value!r}")
-
-
-def below_one(name: str, value: float) -> None:
-    if not isinstance(value, int | float) or not 0.0 <= value < 1.0:
-        raise DynamicsError(f"{name} must be at least 0 and below 1, got {value!r}")
 
 
 def check_shared(optimizer: Any) -> None:

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SAMPLES = 401
-STROKES = ("-", (0, (6, 2)), (0, (2, 1.2)), (0, (6, 2, 1.5, 2)))
+MOST_KNOTS = 40
+"""More of them are not marked: the dots would hide the curve."""
+STROKES = (
+    "-", (0, (4, 1.3)), (0, (1.6, 1.2)), (0, (4.5, 1.5, 1, 1.5)), (0, (1, 2.2)), (0, (2.2, 0.9, 0.9, 0.9)), (0, (3, 4)),
+    (0, (3, 0.9, 0.9, 0.9, 0.9, 0.9)),
+)  # fmt: skip
+"""Each shows its pattern within the length of a legend's line."""
 Given = Callable[[float], float] | Recipe | Run
 
 
@@ -27,8 +33,9 @@ def plot_schedule(given: Given | Mapping[str, Given], ax: Axes | None = None, *,
     schedule's knots marked; of a run, what was in force at each step.
 
     given: one of these, or a dict label -> one of them. epochs: how far to draw, by default the recipe's epochs or the
-    last knot; a schedule that has neither needs it. Raises DynamicsError for anything else, and for runs beside
-    schedules, whose axes differ.
+    last knot; a schedule that goes on for ever (a step, a wave, restarts) needs it. Where the lr turns or jumps is
+    marked too, unless that is so often that the marks would hide it. Raises DynamicsError for anything else, and for
+    runs beside schedules, whose axes differ.
     """
     several = isinstance(given, Mapping) and not is_run(given)
     if several and not given:
@@ -82,12 +89,18 @@ def _planned(given: Any, until: float) -> list[Curve]:
     recipe = isinstance(given, Recipe)
     schedule = getattr(given.optimizer, "lr", None) if recipe else given
     knots = [float(k) for k in getattr(schedule, "knots", ()) if 0 <= k <= until]
-    at = np.union1d(np.linspace(0, until, SAMPLES), knots)
+    turns = schedule.turns(until) if hasattr(schedule, "turns") else ()
+    # and just before them, so that what jumps is drawn upright
+    at = np.unique([*np.linspace(0, until, SAMPLES), *knots, *turns, *(t * (1 - 1e-9) for t in turns)])
+    knots = sorted({*knots, *turns}) if len(turns) <= MOST_KNOTS else knots
     if not recipe:
         values = [_lr(given, t) for t in at.tolist()]
         return [Curve("", at, np.array(values), (knots, [_lr(given, k) for k in knots]))]
     optimizer = given.optimizer
     values = np.array([optimizer.hyperparameters(t)["lr"] for t in at.tolist()], float).T
+    if np.isnan(values).all():
+        kind = type(optimizer).__name__
+        raise DynamicsError(f"{kind} sets its lr while it trains: read snap.state.opt['lr'] of a run by a probe")
     groups = [g.match for g in getattr(optimizer, "groups", ())] + ["default"]
     curves = _distinct(groups if len(groups) == len(values) else range(len(values)), at, values)
     marked = np.isin(at, knots)
