@@ -240,7 +240,7 @@ def test_refusals():
         split[40:50]
     with pytest.raises(DynamicsError, match=r"needs images larger than 8 pixels: lower Augment.pad"):
         next(batches(split, 5, augment=dyn.Augment(pad=8)))
-    with pytest.raises(DynamicsError, match=r"Augment.pad must be at least 0, got -1"):
+    with pytest.raises(DynamicsError, match=r"Augment.pad must be a whole number of at least 0, got -1"):
         dyn.Augment(pad=-1)
 
 

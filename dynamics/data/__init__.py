@@ -1,6 +1,7 @@
 """Images: the embedded `shapes`, CIFAR-10, your own arrays, and batches of them."""
 
+from .augment import Augment
 from .load import Data, load_data
-from .split import Augment, Batch, Split, batches, batches_per_epoch
+from .split import Batch, Split, batches, batches_per_epoch
 
 __all__ = ["Augment", "Batch", "Data", "Split", "batches", "batches_per_epoch", "load_data"]

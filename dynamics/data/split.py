@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import DynamicsError
-from ..rng import generator
+from .augment import Augment, cut_out, draw, draw_mixing, mix
 
 
 class Batch(NamedTuple):
-    """Images x, float32 [B, 3, H, W] in channels_last memory and normalised, and labels y, int64 [B]."""
+    """Images x, float32 [B, 3, H, W] in channels_last memory and normalised, and labels y, int64 [B].
+
+    Under mixup y has each class's share of the target instead, float32 [B, classes], which cross-entropy takes as well.
+    """
 
     x: torch.Tensor
     y: torch.Tensor
@@ -133,18 +136,6 @@ class Split:
         return self._padded[pad]
 
 
-@dataclass(frozen=True)
-class Augment:
-    """Training-time augmentation: random crop after reflect padding by `pad` pixels, then a random left-right flip."""
-
-    pad: int = 4
-    flip: bool = True
-
-    def __post_init__(self) -> None:
-        if self.pad < 0:
-            raise DynamicsError(f"Augment.pad must be at least 0, got {self.pad}")
-
-
 def batches(
     split: Split,
     batch_size: int,
@@ -156,9 +147,9 @@ def batches(
 ) -> Iterator[Batch]:
     """Shuffled batches of one epoch, from batch `start` on; the incomplete last batch is dropped.
 
-    Order, crops and flips are drawn in bulk from (seed, purpose, epoch), for the whole epoch at once
-    (claim P1-4), so batch k of an epoch is the same wherever one starts. Raises DynamicsError where
-    the split is smaller than one batch.
+    Order and augmentation are drawn in bulk from (seed, purpose, epoch), for the whole epoch at once (claim P1-4), so
+    batch k of an epoch is the same wherever one starts, and the order is the same whatever the augmentation. Raises
+    DynamicsError where the split is smaller than one batch, or its images are too small for the augmentation.
     """
     n, device = len(split), split.device
     count = batches_per_epoch(split, batch_size)
@@ -166,10 +157,11 @@ def batches(
     height, width = split.images.shape[1:3]
     pixels = split.padded(augment.pad)
     row, image = pixels.shape[2], pixels.shape[1] * pixels.shape[2]
-    order = torch.randperm(n, generator=generator(seed, "order", epoch))
-    crop = torch.randint(2 * augment.pad + 1, (n, 2), generator=generator(seed, "crop", epoch))
-    flips = torch.randint(2, (n,), generator=generator(seed, "flip", epoch)).bool() & augment.flip
-    order, crop, flips = order.to(device), crop.to(device), flips.to(device)
+    drawn = draw(augment, n, side=(height, width), seed=seed, epoch=epoch)
+    order, crop, flips, corners = drawn.to(device)
+    if augment.mixup:
+        lams, partners = draw_mixing(augment.mixup, count, batch_size, seed=seed, epoch=epoch)
+        partners = partners.to(device)
     labels, pixels = split.labels[order], pixels.view(-1, 3)
     ys, xs = torch.arange(height, device=device), torch.arange(width, device=device)
     for k in range(start, count):
@@ -178,8 +170,13 @@ def batches(
         columns = crop[at, 1:] + torch.where(flips[at, None], xs.flip(0), xs)
         # one gather of pixels does crop, flip and layout: the result is already channels_last
         index = rows[:, :, None] + columns[:, None, :]
-        x = pixels.index_select(0, index.view(-1)).view(-1, height, width, 3)
-        yield Batch(x.permute(0, 3, 1, 2), labels[at])
+        x, y = pixels.index_select(0, index.view(-1)).view(-1, height, width, 3), labels[at]
+        if corners is not None:
+            cut_out(x, corners[at], augment.cutout)
+        if augment.mixup:
+            shares = F.one_hot(y, len(split.classes)).float()
+            x, y = (mix(values, lams[k], partners[k]) for values in (x, shares))
+        yield Batch(x.permute(0, 3, 1, 2), y)
 
 
 def batches_per_epoch(split: Split, batch_size: int) -> int:

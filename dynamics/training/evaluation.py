@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,9 +13,11 @@ from torch import nn
 from torch.func import functional_call
 
 from ..data import Split
-from ..errors import DynamicsError
+from ..errors import DynamicsError, unknown
 from .loop import autocast, load_net, resolve_precision
 from .state import Snapshot, State
+
+TTA = ("none", "flip", "flip+translate")
 
 
 class Evaluation(NamedTuple):
@@ -33,32 +35,59 @@ def evaluate(
     *,
     state: State | None = None,
     flip: bool = False,
+    tta: str = "none",
     batch_size: int = 1000,
     precision: str | None = None,
 ) -> Evaluation:
     """Loss and accuracy in eval mode of a module, a Snapshot, or a Run.
 
-    state: weights and buffers that take the place of the model's own, such as `averaged(run)`. flip: average the logits
-    over each image and its mirror image (test-time augmentation, post 8). precision: by default the recipe's, and
-    "auto" for a module. Nothing of the model is changed: not its mode, and not its buffers.
+    state: weights and buffers that take the place of the model's own, such as `averaged(run)`. tta: test-time
+    augmentation, logits averaged over views: "flip" is over each image and its mirror image (post 8), for which
+    `flip=True` is short; "flip+translate" is over six, this pair with weight 1/2 and, reflect-padded, the pairs of the
+    image moved by one pixel down and right, and up and left, with 1/4 each (Jordan 2024, arXiv:2404.00498); that is
+    flip-invariant nearly and not exactly. precision: by default the recipe's, and "auto" for a module. Nothing of the
+    model is changed: not its mode, and not its buffers. Raises DynamicsError for a tta of another name.
     """
+    if tta not in TTA:
+        raise unknown("tta", tta, TTA)
+    tta = "flip" if flip and tta == "none" else tta
     net, weights, own = _evaluable(model, split)
     if state is not None:
         weights = {**weights, **state.params, **state.buffers}
     precision = resolve_precision(precision or own, split.device)
     dtype = next(net.parameters()).dtype
     pixels, total, correct = split.padded(), torch.zeros((), dtype=torch.float64, device=split.device), 0
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        with autocast(precision, split.device):
+            logits = functional_call(net, weights, (x,))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
     with modes_kept(net):
         net.eval()
         for first in range(0, len(split), batch_size):
             x = pixels[first : first + batch_size].permute(0, 3, 1, 2).to(dtype)
             y = split.labels[first : first + batch_size]
-            with autocast(precision, split.device):
-                outputs = [functional_call(net, weights, (v,)) for v in ([x, x.flip(3)] if flip else [x])]
-            logits = sum(o.to(torch.promote_types(o.dtype, torch.float32)) for o in outputs) / len(outputs)
+            logits = _averaged_logits(forward, x, tta)
             total += F.cross_entropy(logits, y, reduction="sum")
             correct = correct + (logits.argmax(1) == y).sum()
     return Evaluation(float(total) / len(split), int(correct) / len(split), len(split))
+
+
+def _averaged_logits(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, tta: str) -> torch.Tensor:
+    """The logits of images x [B, 3, H, W], averaged over the views of a test-time augmentation."""
+
+    def pair(x: torch.Tensor) -> torch.Tensor:
+        return (forward(x) + forward(x.flip(3))) / 2
+
+    if tta == "none":
+        return forward(x)
+    if tta == "flip":
+        return pair(x)
+    height, width = x.shape[2:]
+    wide = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    moved = pair(wide[:, :, :height, :width]) + pair(wide[:, :, 2:, 2:])
+    return pair(x) / 2 + moved / 4
 
 
 @torch.no_grad()
