@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 
 import torch
 from torch import nn
 
 from ..errors import DynamicsError
 from .blocks import ACTIVATIONS, check_classes, check_names, check_norm_arguments, check_whole, initialise
+from .meprop import TopKLinear
 from .norms import make_norm
 
 
@@ -44,6 +46,7 @@ def mlp(
     norm_scale: bool = True,
     norm_bias: bool = True,
     ghost_splits: int = 16,
+    top_k: int | None = None,
     init: str = "he",
     seed: int = 0,
 ) -> nn.Sequential:
@@ -51,8 +54,9 @@ def mlp(
 
     Images [B, 3, H, W] or vectors [B, ...] of `inputs` numbers -> logits [B, classes]. Modules: flatten, layer1, ...,
     layer{depth} (each of linear, norm, act), linear. init: "he", of variance 2 / fan_in, or 1 / fan_in for act
-    "identity", a linear net; or "torch". act "shifted_relu" keeps the spread that ReLU layers lose with depth. Other
-    arguments as of `resnet9`. Raises DynamicsError for arguments out of range.
+    "identity", a linear net; or "torch". act "shifted_relu" keeps the spread that ReLU layers lose with depth. top_k:
+    hidden layers are meProp's, `TopKLinear` with this k. Other arguments as of `resnet9`. Raises DynamicsError for
+    arguments out of range.
     """
     check_names(norm=norm, act=act, init=init)
     check_norm_arguments(eps=eps, norm_scale=norm_scale, norm_bias=norm_bias, ghost_splits=ghost_splits)
@@ -63,10 +67,13 @@ def mlp(
     ):
         check_whole(name, value, least, most)
     check_classes(classes)
+    if top_k is not None:
+        check_whole("top_k", top_k, 1, width)
+    make_linear = nn.Linear if top_k is None else partial(TopKLinear, k=top_k)
     parts: dict[str, nn.Module] = {"flatten": Flatten(inputs)}
     for i in range(1, depth + 1):
         layer = {
-            "linear": nn.Linear(inputs if i == 1 else width, width, bias=norm == "none" and norm_bias),
+            "linear": make_linear(inputs if i == 1 else width, width, bias=norm == "none" and norm_bias),
             "norm": make_norm(norm, width, eps=eps, scale=norm_scale, bias=norm_bias, ghost_splits=ghost_splits),
             "act": ACTIVATIONS[act](),
         }

@@ -12,10 +12,19 @@ from torch import nn
 
 from ..errors import DynamicsError, unknown
 from ..rng import seeded
-from .convnets import plain8, resnet9
+from .convnets import plain8, resnet9, staged
 from .mlp import mlp
+from .resnet18 import resnet18
+from .resnet20 import resnet20
 
-NETS: dict[str, Callable[..., nn.Module]] = {"resnet9": resnet9, "plain8": plain8, "mlp": mlp}
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "resnet9": resnet9,
+    "plain8": plain8,
+    "staged": staged,
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+    "mlp": mlp,
+}
 
 
 @dataclass(frozen=True, init=False)

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import DynamicsError
 
-NORMS = ("batch", "frozen", "ghost", "none")
+NORMS = ("batch", "frozen", "ghost", "sync", "none")
 
 
 class BatchNorm(nn.Module):
@@ -97,10 +97,13 @@ def make_norm(
     norm: str, num_features: int, *, eps: float, scale: bool, bias: bool, ghost_splits: int
 ) -> BatchNorm | None:
     """The module of a norm of `NORMS`; none for "none"."""
+    from .syncnorm import SyncNorm  # which is a BatchNorm
+
     kinds: dict[str, Callable[[], BatchNorm | None]] = {
         "batch": lambda: BatchNorm(num_features, eps, scale=scale, bias=bias),
         "frozen": lambda: FrozenNorm(num_features, eps, scale=scale, bias=bias),
         "ghost": lambda: GhostNorm(num_features, ghost_splits, eps=eps, scale=scale, bias=bias),
+        "sync": lambda: SyncNorm(num_features, eps, scale=scale, bias=bias),
         "none": lambda: None,
     }
     return kinds[norm]()
@@ -140,15 +143,18 @@ def norm_of(net: nn.Module) -> dict[str, NormOf]:
     """Which norm's channels are a layer's filters, by module path of the convolution or linear layer.
 
     It is the next norm with running statistics in registration order, if it has as many features as the layer has
-    filters; a net that registers its modules in another order than it calls them is paired wrongly.
+    filters and no addition lies between them (a module that has `adds`, as `Residual` and `Sum` do): what a norm sees
+    after one is no filter's. A net that registers its modules in another order than it calls them is paired wrongly.
     """
     pairs: dict[str, NormOf] = {}
     last: tuple[str, int] | None = None
+    sums = [path for path, module in net.named_modules() if getattr(module, "adds", False) is True]
     for path, module in net.named_modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
             last = (path, module.weight.shape[0])
         elif last and getattr(module, "running_var", None) is not None:
-            if len(module.running_var) == last[1]:
+            added = any(path.startswith(f"{s}.") != last[0].startswith(f"{s}.") for s in sums)
+            if len(module.running_var) == last[1] and not added:
                 pairs[last[0]] = NormOf(path, module.eps)
             last = None
     return pairs
