@@ -21,7 +21,21 @@ import dynamics as dyn
 from dynamics import cli, recipes
 from dynamics.runs import record
 
-COMMANDS = ("data", "train", "show", "plot", "hessian", "export", "chapter", "lab", "run", "test", "lint", "bench")
+COMMANDS = (
+    "data",
+    "train",
+    "show",
+    "plot",
+    "recipes",
+    "hessian",
+    "export",
+    "chapter",
+    "lab",
+    "run",
+    "test",
+    "lint",
+    "bench",
+)
 TINY = ("--width", 2, "--batch-size", 20, "--epochs", 2, "--precision", "float32")
 
 

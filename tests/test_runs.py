@@ -697,6 +697,19 @@ def test_resuming_here_does_not_warn(copied):
         resume(copied)
 
 
+def test_runs_from_before_there_were_several_processes_go_on(folder, copied):
+    """Their manifests do not tell how many there were."""
+    chunks(copied)[-1].unlink()
+    manifest = json.loads((copied / "run.json").read_text())
+    for key in ("world_size", "backend"):
+        del manifest["environment"][key]
+    (copied / "run.json").write_text(json.dumps(manifest))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = resume(copied)
+    assert_same(again.state.params, dyn.load_run(folder).state.params)
+
+
 def test_killed_runs(tmp_path):
     """SIGKILL at three moments (fixed seed), each resumed by a new process; the end is that of a run left alone."""
     path, moments = tmp_path / "r", random.Random(7)

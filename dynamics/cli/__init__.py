@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a command that was called failed; 2 bad input; 3 the train
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import typer
 from ..errors import DynamicsError, unknown
 from .hessian import hessian
 from .picture import save
+from .recipes import recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
@@ -32,6 +34,7 @@ app = typer.Typer(
 )
 
 
+app.command(epilog="Example: dynamics recipes --long; dynamics train --recipe 8-final --width 8 --data shapes")(recipes)
 app.command(epilog="Example: dynamics hessian runs/first -k 10 --bn batch --shares --out hessian.png")(hessian)
 
 
@@ -40,7 +43,8 @@ def main() -> None:
     try:
         app()
     except DynamicsError as error:
-        print(f"dynamics: {error}", file=sys.stderr)
+        rank = f"rank {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+        print(f"dynamics: {rank}{error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer turns an interrupt into its exit code, and says nothing
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
@@ -77,7 +81,8 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="images a batch  [default: the recipe's]")] = None,
     seed: Annotated[int | None, typer.Option(help="weights, order and augmentation  [default: the recipe's]")] = None,
     limit: Annotated[int | None, typer.Option(help="use only the first LIMIT training images")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, float32, bf16 or float64")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32, bf16, fp16 (on a GPU) or float64")] = None,
+    compile_net: Annotated[bool, typer.Option("--compile", help="compile the net with torch.compile")] = False,
     every: Annotated[int | None, typer.Option(help="record at every n-th step; 0: loss only  [default: 10]")] = None,
     budget: Annotated[
         float | None, typer.Option(help="the share of time that recording may take, such as 0.05")
@@ -85,15 +90,21 @@ def train(
     out: Annotated[Path | None, typer.Option(help="a new folder for the run  [default: runs/RECIPE-SEED]")] = None,
     resume: Annotated[Path | None, typer.Option(help="go on with this run folder; needs nothing else")] = None,
 ) -> None:
-    """Train a recipe, record the standard readings, and keep the run; or go on with one that was stopped."""
+    """Train a recipe, record the standard readings, and keep the run; or go on with one that was stopped.
+
+    Under torchrun (torchrun --nproc-per-node 2 -m dynamics train ...) the processes share each batch: on CPUs, or with
+    a GPU each.
+    """
     from .. import runs
     from ..data import load_data
     from ..probes import standard
     from ..recipes import named
+    from ..training import first_process_first, joined
 
     options = {
         "recipe": recipe, "data": data, "width": width, "epochs": epochs, "batch-size": batch_size, "seed": seed,
-        "limit": limit, "precision": precision, "every": every, "budget": budget, "out": out,
+        "limit": limit, "precision": precision, "compile": compile_net or None, "every": every, "budget": budget,
+        "out": out,
     }  # fmt: skip
     if resume is not None:
         given = [f"--{k}" for k, v in options.items() if v is not None]
@@ -102,32 +113,44 @@ def train(
                 f"--resume goes on with the recorded recipe and data, so {', '.join(given)} cannot be changed: leave "
                 "it out, or train a new run"
             )
-        _finish(runs.resume(resume))
+        with joined() as here:
+            _finish(runs.resume(resume), here.rank)
         return
     chosen = named(recipe or "baseline")
     if width is not None:
         chosen = replace(chosen, net=chosen.net.replace(width=width))
     if epochs is not None:
         chosen = chosen.stretch(epochs)
-    changes = {"batch_size": batch_size, "seed": seed, "precision": precision}
+    changes = {"batch_size": batch_size, "seed": seed, "precision": precision, "compile": compile_net or None}
     chosen = replace(chosen, **{k: v for k, v in changes.items() if v is not None})
     if every is not None and every < 0:
         raise DynamicsError(f"--every is a number of steps of at least 1, or 0 to record the loss only, got {every}")
-    splits = load_data(data or "shapes", limit=limit)
-    if not chosen.steps_in(splits.train):
-        raise DynamicsError(f"{chosen.epochs:g} epochs are not one step of {chosen.batch_size} images: raise --epochs")
     folder = out or Path("runs") / f"{recipe or 'baseline'}-{chosen.seed}"
     probes = {} if every == 0 else standard(10 if every is None else every)
-    print(f"training {chosen.net!r} on {len(splits.train)} images of {splits.train.name}, keeping the run in {folder}")
-    _finish(runs.train(chosen, splits.train, splits.test, probes=probes, out=folder, budget=budget))
+    with joined() as here:
+        with first_process_first():  # it may have to make or to download them
+            splits = load_data(data or "shapes", limit=limit)
+        if not chosen.steps_in(splits.train):
+            raise DynamicsError(
+                f"{chosen.epochs:g} epochs are not one step of {chosen.batch_size} images: raise --epochs"
+            )
+        if not here.rank:
+            where = f"{len(splits.train)} images of {splits.train.name}"
+            shared = f" in {here.size} processes ({here.backend})" if here.size > 1 else ""
+            print(f"training {chosen.net!r} on {where}{shared}, keeping the run in {folder}")
+        run = runs.train(chosen, splits.train, splits.test, probes=probes, out=folder, budget=budget)
+        _finish(run, here.rank)
 
 
-def _finish(run: Any) -> None:
+def _finish(run: Any, rank: int) -> None:
+    """Say how a run ended, once and not by every process."""
     if run.status == "diverged":
-        print(f"diverged: the loss was not finite at step {run.diverged_at}; kept in {run.folder}", file=sys.stderr)
+        if not rank:
+            print(f"diverged: the loss was not finite at step {run.diverged_at}; kept in {run.folder}", file=sys.stderr)
         raise typer.Exit(DIVERGED)
-    accuracy = f", {run['valid'].accuracy.values[-1]:.2%} of the test images right" if "valid" in run else ""
-    print(f"finished {run.state.step} steps{accuracy}; look at it with: dynamics show {run.folder}")
+    if not rank:
+        accuracy = f", {run['valid'].accuracy.values[-1]:.2%} of the test images right" if "valid" in run else ""
+        print(f"finished {run.state.step} steps{accuracy}; look at it with: dynamics show {run.folder}")
 
 
 @app.command(epilog="Example: dynamics show runs/first")

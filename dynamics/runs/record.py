@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,11 +25,14 @@ from ..training import (
     Snapshot,
     State,
     averaged,
+    barrier,
     evaluate,
+    first_process_first,
     initial_state,
     resolve_precision,
     steps,
     tree_map,
+    world,
 )
 from .budget import Ledger
 from .measure import Guard, Logs, measure
@@ -63,8 +66,10 @@ def train(
     replaces the recipe's. start: any State, to fork a run or to begin from other weights. budget: the share of training
     time that recording may take, such as 0.05: readings of every() are thinned to stay inside it, and run["ledger"]
     says what each probe cost and how often it was due and taken. A loss that is not finite ends the run early, kept and
-    marked as diverged. Raises DynamicsError for bad input before any training, and for a
-    probe that writes to what it reads.
+    marked as diverged. Under fp16 run["train"] also says the loss scale and which steps were skipped, at which probes
+    of gradients and updates are not due. Where torch.distributed is initialised every process measures and returns the
+    same run, and rank 0 alone writes and shows progress. Raises DynamicsError for bad input before any training, and
+    for a probe that writes to what it reads.
     """
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     probes = dict(probes or {})
@@ -95,17 +100,12 @@ def train(
         "environment": environment(recipe, train.device),
     }
     snaps = steps(recipe, train, start)  # refuses what does not fit before a folder is made
-    first = Chunk(start)
-    chunks = [first]
-    if out is not None:
-        folder = Path(out)
-        create(folder, manifest, [first])
-    for chunk in _chunks(snaps, recipe, train, valid, ledger, start, chunk_steps, progress):
-        if out is None:
-            chunks.append(chunk)
-        else:
-            write_chunk(folder, chunk)
-    return load_run(folder) if out is not None else assemble({"format": 0, **manifest}, chunks, None)
+    chunks = _chunks(snaps, recipe, train, valid, ledger, start, chunk_steps, progress)
+    if out is None:
+        return assemble({"format": 0, **manifest}, [Chunk(start), *chunks], None)
+    if not world().rank:
+        create(Path(out), manifest, [Chunk(start)])
+    return _written(Path(out), chunks)
 
 
 def resume(
@@ -124,6 +124,7 @@ def resume(
     folder = Path(folder)
     manifest = read_manifest(folder)
     last = read_chunk(chunk_paths(folder)[-1], readings=False)
+    barrier()  # no process writes before all have read where the run stopped
     if last.status != "running":
         return load_run(folder)
     if manifest["recipe"] is None:
@@ -138,18 +139,28 @@ def resume(
             )
     if given:
         raise DynamicsError(f"this run has no probe {next(iter(given))!r}: its probes are {', '.join(named) or 'none'}")
-    train, valid = _same_data(manifest["data"], train, valid)
-    for aside in folder.glob(".chunk-*"):  # what a kill in the middle of writing left
-        aside.unlink(missing_ok=True)
-    here, then = environment(recipe, train.device), manifest["environment"]
-    differ = [k for k in ("torch", "threads", "device", "precision", "cpu") if here[k] != then[k]]
-    if differ:
+    with first_process_first():  # it may have to make the data
+        train, valid = _same_data(manifest["data"], train, valid)
+        for aside in folder.glob(".chunk-*"):  # what a kill in the middle of writing left
+            aside.unlink(missing_ok=True)
+    # a run from before several processes could train was one's
+    here, then = environment(recipe, train.device), {"world_size": 1, **manifest["environment"]}
+    differ = [k for k in ("torch", "threads", "device", "precision", "cpu", "world_size") if here[k] != then[k]]
+    if differ and not world().rank:
         told = ", ".join(f"{k} {then[k]} then and {here[k]} now" for k in differ)
         warnings.warn(f"resuming elsewhere ({told}): results agree to rounding only", stacklevel=2)
-    snaps = steps(recipe, train, last.state)
+    snaps = steps(recipe, train, last.state, parts=then["world_size"])
     ledger = Ledger(manifest.get("budget"), named)
-    for chunk in _chunks(snaps, recipe, train, valid, ledger, last.state, manifest["chunk_steps"], progress):
-        write_chunk(folder, chunk)
+    chunks = _chunks(snaps, recipe, train, valid, ledger, last.state, manifest["chunk_steps"], progress)
+    return _written(folder, chunks)
+
+
+def _written(folder: Path, chunks: Iterable[Chunk]) -> Run:
+    """Write chunks as they come, by rank 0 alone, and read the run when all of them are there."""
+    for chunk in chunks:
+        if not world().rank:
+            write_chunk(folder, chunk)
+    barrier()
     return load_run(folder)
 
 
@@ -172,13 +183,14 @@ def _chunks(
     guard: Guard | None = None
     # a look at the loss makes an accelerator wait, so there it is looked at now and then only
     look = 1 if split.device.type == "cpu" else 50
+    hidden = not progress or world().rank > 0
 
     def close(status: str) -> Chunk:
         if ledger.budget is not None:
             logs.add("ledger", snap.step, ledger.reading())
         return _close(logs, snap, carries, status)
 
-    with tqdm(total=total, initial=start.step, unit="step", disable=not progress, mininterval=0.5) as bar:
+    with tqdm(total=total, initial=start.step, unit="step", disable=hidden, mininterval=0.5) as bar:
         ledger.stepping()
         for snap in snaps:
             ledger.recording()
@@ -194,10 +206,11 @@ def _chunks(
                 scored = _validate(snap, valid)
                 logs.add("valid", s, scored)
                 bar.set_postfix(valid_accuracy=f"{scored['accuracy'][1]:.3f}", refresh=False)
+            no_update = last or snap.skipped
             due = [
                 (name, probe)
                 for name, probe in ledger.probes.items()
-                if probe.due(s) and (not last or probe.reads <= AT_THE_END) and ledger.due(name)
+                if probe.due(s) and (not no_update or probe.reads <= AT_THE_END) and ledger.due(name)
             ]
             if due:
                 carries = measure(due, snap, guard, carries, logs, ledger)
@@ -215,7 +228,11 @@ def _chunks(
 
 def _add_step(logs: Logs, snap: Snapshot) -> None:
     """What is recorded at every step of every run: loss and time, and the hyperparameters in force."""
-    logs.add("train", snap.step, {"loss": ((), snap.loss, {"units": "nat"}), "epoch": ((), snap.epoch, EPOCHS)})
+    reading = {"loss": ((), snap.loss, {"units": "nat"}), "epoch": ((), snap.epoch, EPOCHS)}
+    if snap.state.loss_scale is not None:
+        reading["loss_scale"] = ((), snap.state.loss_scale["scale"], {"units": "1"})
+        reading["skipped"] = ((), float(snap.skipped), {"units": "1"})
+    logs.add("train", snap.step, reading)
     logs.add_hyperparameters(snap.step, snap.hyperparameters)
 
 
@@ -289,7 +306,9 @@ def _same_data(recorded: Mapping[str, Any], train: Split | None, valid: Split | 
 
 
 def environment(recipe: Recipe | None, device: torch.device) -> dict[str, Any]:
-    """What a bit-exact repetition depends on besides the recipe: versions, hardware, threads, precision, code."""
+    """What a bit-exact repetition depends on besides the recipe: versions, hardware, processes and the threads of each,
+    precision, code."""
+    here = world()
     hardware = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     )
@@ -301,6 +320,8 @@ def environment(recipe: Recipe | None, device: torch.device) -> dict[str, Any]:
         "device": f"{device.type} ({hardware})",
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "world_size": here.size,
+        "backend": here.backend,
         "precision": resolve_precision(recipe.precision, device) if recipe else None,
         "git": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),

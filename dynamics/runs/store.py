@@ -115,7 +115,7 @@ def write_chunk(folder: Path, chunk: Chunk) -> None:
     """Write a chunk aside, then rename it into place."""
     state = tree_map(lambda t: t.detach().cpu().contiguous(), chunk.state)
     trees: dict[str, Any] = {"params": state.params, "buffers": state.buffers, "carries": state.carries}
-    for name in ("opt", "average"):
+    for name in ("opt", "average", "loss_scale"):
         if getattr(state, name) is not None:
             trees[name] = getattr(state, name)
     tensors = {f"state/{k}": t for k, t in flatten(trees).items()}
@@ -162,7 +162,8 @@ def read_chunk(path: Path, *, readings: bool = True, state: bool = True) -> Chun
     average = tree.get("average", {}) if meta.get("has_average") else None
     if average is not None:  # a net without buffers leaves no tensors behind
         average = {"buffers": {}, **average}
-    point = State(meta["step"], tree.get("params", {}), tree.get("buffers", {}), opt, carries, average)
+    weights = tree.get("params", {}), tree.get("buffers", {})
+    point = State(meta["step"], *weights, opt, carries, average, tree.get("loss_scale"))
     return Chunk(point, groups, meta["status"], meta["detail"])
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,37 +12,44 @@ from torch import nn
 
 from ..data import Batch, Split, batches, batches_per_epoch
 from ..errors import DynamicsError
-from ..nets import FrozenNorm, capture_statistics, norm_of
+from ..nets import GhostNorm, images_to_prepare, norm_of, prepare
 from ..optim import Optimizer
 from ..rng import seeded
 from .averages import add_to_average, begin_average
+from .distributed import count_parts, over_parts, same_everywhere
+from .precision import autocast, begin_scale, compiled, next_scale, resolve_precision, unscale
 from .recipe import Recipe
 from .state import Hyperparameters, Snapshot, State, flatten
 
-CAPTURE_IMAGES = 512
 
-
-def steps(recipe: Recipe, split: Split, start: State | None = None) -> Iterator[Snapshot]:
+def steps(recipe: Recipe, split: Split, start: State | None = None, *, parts: int | None = None) -> Iterator[Snapshot]:
     """Train: yield a Snapshot before each update, and one after the last.
 
     start: any State, to resume, to fork with another recipe, or to begin from rescaled weights. The learning rate of
     step t (from 0) is the schedule's at epoch (t + 1) / steps per epoch, as in Page's code. No context manager
-    is open while the caller runs. Raises DynamicsError, when called, for a batch larger than the split, and for a
-    start that does not fit the recipe.
+    is open while the caller runs. Where torch.distributed is initialised, its processes train together and yield the
+    same snapshots. parts: a batch is stepped in so many parts, by default one a process; parts=2 in one process is what
+    two processes do. Raises DynamicsError, when called, for a batch larger than the split or one that its parts, or
+    ghost norm's, do not divide, for fp16 without a GPU, and for a start that does not fit the recipe.
     """
     if torch.is_inference_mode_enabled():
         raise DynamicsError("torch cannot train inside torch.inference_mode: use torch.no_grad, or leave it")
+    precision = resolve_precision(recipe.precision, split.device)
     state = start or initial_state(recipe, split)
     net, params, buffers = load_net(recipe, split, state)
+    parts = count_parts(net, parts)
+    _check_batch(recipe, net, parts)
     leaves, live, norms = list(net.parameters()), list(buffers.values()), norm_of(net)
+    same_everywhere([*params.values(), *live])
     kept = {k: b.clone() for k, b in buffers.items()}
-    optimizer, precision = recipe.optimizer, resolve_precision(recipe.precision, split.device)
+    optimizer, loss_of = recipe.optimizer, _loss_of(recipe, net, precision, split.device)
     begin, total, per_epoch = state.step, recipe.steps_in(split), batches_per_epoch(split, recipe.batch_size)
     groups = optimizer.partition(tuple(params))
     fresh, average = _opt(optimizer, state.opt, params), _average(recipe, state, params, buffers)
 
     def walk() -> Iterator[Snapshot]:
-        opt, feed = fresh, iter(())
+        opt, feed, skipped = fresh, iter(()), False
+        scale = begin_scale(state.loss_scale) if precision == "fp16" else None
         for step in range(begin, total):
             epoch, k = divmod(step, per_epoch)
             if k == 0 or step == begin:
@@ -52,69 +60,101 @@ def steps(recipe: Recipe, split: Split, start: State | None = None) -> Iterator[
                 torch._foreach_copy_(list(kept.values()), live)
             # whatever mode the caller is in, a recipe is one trajectory
             bare = torch.autocast(split.device.type, enabled=False)
-            with torch.enable_grad(), bare, seeded(recipe.seed, "forward", step):
-                loss = batch_loss(recipe, net, batch, precision)
-                grads = dict(zip(params, torch.autograd.grad(loss, leaves), strict=True))
-            time = (step + 1) / per_epoch
-            updates, next_opt = optimizer.update(grads, opt, params, time)
+            of_part = partial(_loss_and_grads, loss_of, leaves, scale, (recipe.seed, "forward", step))
+            with torch.enable_grad(), bare:
+                loss, found = over_parts(of_part, net, batch, parts, kept)
+            grads, time = dict(zip(params, found, strict=True)), (step + 1) / per_epoch
+            if scale is not None:
+                grads, finite = unscale(grads, scale)
+                skipped = not finite
+            if skipped:
+                updates, next_opt = {k: torch.zeros_like(p) for k, p in params.items()}, opt
+            else:
+                updates, next_opt = optimizer.update(grads, opt, params, time)
             yield Snapshot(
-                State(step, params, kept, opt, average=average), net, norms, recipe, step / per_epoch, batch,
-                loss.detach(), grads, updates, Hyperparameters(groups, optimizer.hyperparameters(time)),
+                State(step, params, kept, opt, average=average, loss_scale=scale), net, norms, recipe,
+                step / per_epoch, batch, loss, grads, updates,
+                Hyperparameters(groups, optimizer.hyperparameters(time)), skipped,
             )  # fmt: skip
             with torch.no_grad():
                 torch._foreach_add_(leaves, list(updates.values()))
             opt = next_opt
-            if average is not None:
+            scale = None if scale is None else next_scale(scale, not skipped)
+            if average is not None and not skipped:
                 add_to_average(recipe.average, average, step + 1, time, params, buffers)
         last = max(begin, total)
-        yield Snapshot(State(last, params, buffers, opt, average=average), net, norms, recipe, last / per_epoch)
+        end = State(last, params, buffers, opt, average=average, loss_scale=scale)
+        yield Snapshot(end, net, norms, recipe, last / per_epoch)
 
     return walk()
 
 
 def batch_loss(recipe: Recipe, net: nn.Module, batch: Batch, precision: str) -> torch.Tensor:
-    """The recipe's loss of one batch: a scalar, the mean of cross-entropy over the batch, in float32 or float64."""
+    """The recipe's loss of one batch: a scalar, the mean of cross-entropy over the batch, in float32 or float64.
+
+    Labels are classes [B], or shares of all classes [B, K] as mixup makes them.
+    """
     x = batch.x if recipe.channels_last else batch.x.contiguous()
     with autocast(precision, x.device):
         logits = net(x.double() if precision == "float64" else x)
     logits = logits if precision == "float64" else logits.float()
-    return F.cross_entropy(logits, batch.y, label_smoothing=recipe.label_smoothing)
+    y = batch.y.to(logits.dtype) if batch.y.is_floating_point() else batch.y
+    return F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+
+
+def _loss_of(recipe: Recipe, net: nn.Module, precision: str, device: torch.device) -> Callable[[Batch], torch.Tensor]:
+    def loss_of(batch: Batch) -> torch.Tensor:
+        return batch_loss(recipe, net, batch, precision)
+
+    return compiled(loss_of, device) if recipe.compile else loss_of
+
+
+def _loss_and_grads(
+    loss_of: Callable[[Batch], torch.Tensor],
+    leaves: Sequence[torch.Tensor],
+    scale: Mapping[str, torch.Tensor] | None,
+    noise: tuple[int, str, int],
+    batch: Batch,
+) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """The loss of a batch, and the gradients of the loss times the scale."""
+    with seeded(*noise):
+        loss = loss_of(batch)
+        scaled = loss if scale is None else loss * scale["scale"]
+        # what a pass leaves out, as stochastic depth does, has zeros
+        return loss.detach(), torch.autograd.grad(scaled, leaves, materialize_grads=True)
 
 
 def initial_state(recipe: Recipe, split: Split) -> State:
-    """The state at step 0: seeded weights, and frozen norms' statistics captured from the first training images.
+    """The state at step 0: seeded weights, and what `nets.prepare` fits to the first training images.
 
     Raises DynamicsError where the net cannot take images of this size.
     """
     batches_per_epoch(split, recipe.batch_size)
-    net = recipe.net.build(classes=len(split.classes), seed=recipe.seed).to(split.device)
-    images = split[:CAPTURE_IMAGES].padded().permute(0, 3, 1, 2).contiguous()
+    net = recipe.net.build(classes=len(split.classes), seed=recipe.seed).to(split.device).eval()
+    images = split[: max(images_to_prepare(net), 1)].padded().permute(0, 3, 1, 2).contiguous()
     try:
         with torch.no_grad(), seeded(recipe.seed, "check"):
-            net.eval()(images[:1])
+            prepare(net, images)
+            net(images[:1])
     except RuntimeError as error:
         side = "x".join(map(str, images.shape[2:]))
         reason = str(error).splitlines()[0]
         raise DynamicsError(f"{recipe.net!r} cannot take images of {side} ({reason}): use larger ones") from None
-    if any(isinstance(m, FrozenNorm) for m in net.modules()):
-        capture_statistics(net, images)
     params = {k: p.detach() for k, p in net.named_parameters()}
     return State(0, params, dict(net.named_buffers()))
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" means on a device: bf16 where the hardware multiplies it natively, float32 elsewhere."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    # without avx512_bf16 or AMX the CPU emulates bf16 and is slower than in float32
-    native = any(getattr(torch.cpu, f"_is_{k}_supported", bool)() for k in ("avx512_bf16", "amx_tile"))
-    return "bf16" if native else "float32"
-
-
-def autocast(precision: str, device: torch.device) -> Any:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+def _check_batch(recipe: Recipe, net: nn.Module, parts: int) -> None:
+    """Raise DynamicsError for a batch that processes, or the splits of ghost norm, cannot share equally."""
+    n = recipe.batch_size
+    if n % parts:
+        raise DynamicsError(f"{parts} processes cannot share a batch of {n} images: make batch_size a multiple")
+    n, whose = n // parts, f" (of {parts} processes each)" if parts > 1 else ""
+    for splits in (m.splits for m in net.modules() if isinstance(m, GhostNorm) and n % m.splits):
+        raise DynamicsError(
+            f"ghost norm cannot split a batch of {n} images{whose} into {splits} equal parts: choose ghost_splits and "
+            "batch_size so that it divides it"
+        )
 
 
 def load_net(

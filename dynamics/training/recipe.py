@@ -14,17 +14,18 @@ from ..nets import Net, Stage
 from ..optim import KINDS, SGD, Optimizer, PiecewiseLinear
 from .averages import EMA, SWA, Averager
 
-PRECISIONS = ("auto", "float32", "bf16", "float64")
+PRECISIONS = ("auto", "float32", "bf16", "fp16", "float64")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """All that decides a trajectory, given the data; equal recipes are equal, and JSON round-trips.
 
-    precision: float32; bf16 (autocast; master weights stay float32); float64; or auto, which is bf16 where the
-    machine computes it fast and float32 elsewhere. epochs may be a fraction. seed decides initial weights, order and
-    augmentation. The loss is the batch mean of cross-entropy with `label_smoothing`. average: EMA(...) or SWA(...),
-    kept beside the weights; it changes nothing about them.
+    precision: float32; bf16 or fp16 (autocast; master weights stay float32; fp16 needs a GPU and scales the loss);
+    float64; or auto, which is bf16 where the machine computes it fast and float32 elsewhere. epochs may be a fraction.
+    seed decides initial weights, order and augmentation. The loss is the batch mean of cross-entropy with
+    `label_smoothing`. average: EMA(...) or SWA(...), kept beside the weights; it changes nothing about them. compile:
+    forward and backward pass by torch.compile, equal to rounding; measurements and evaluation stay as they are.
     """
 
     net: Net = field(default_factory=lambda: Net("resnet9"))
@@ -39,6 +40,7 @@ class Recipe:
     channels_last: bool = True
     average: Averager | None = None
     seed: int = 0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.net, Net):
@@ -53,6 +55,8 @@ class Recipe:
             raise DynamicsError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing!r}")
         if not isinstance(self.seed, int):
             raise DynamicsError(f"seed must be a whole number, got {self.seed!r}")
+        if not isinstance(self.compile, bool):
+            raise DynamicsError(f"compile must be True or False, got {self.compile!r}")
 
     def stretch(self, epochs: float) -> Recipe:
         """The same recipe over another number of epochs, its schedule stretched in proportion."""
@@ -82,6 +86,14 @@ class Recipe:
 # What a recipe may be made of; other frozen dataclasses are named by module and must be imported before loading.
 _KINDS: dict[str, type] = {c.__name__: c for c in (Recipe, Augment, Stage, EMA, SWA, *KINDS)}
 
+# Fields younger than the first recipes on disk are written only where they are not at their defaults: recipes keep
+# their JSON, and what is keyed by it stays found.
+_YOUNGER = {
+    "Recipe": ("compile",),
+    "Augment": ("cutout", "grouped", "max_options", "mixup"),
+    "Stage": ("down",),
+}
+
 
 def _encode(value: Any) -> Any:
     if isinstance(value, Net):
@@ -89,7 +101,13 @@ def _encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         name = type(value).__name__
         kind = name if _KINDS.get(name) is type(value) else f"{type(value).__module__}:{name}"
-        return {"kind": kind, **{f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+        younger = _YOUNGER.get(kind, ())
+        fields = {
+            f.name: getattr(value, f.name)
+            for f in dataclasses.fields(value)
+            if f.name not in younger or getattr(value, f.name) != f.default
+        }
+        return {"kind": kind, **{k: _encode(v) for k, v in fields.items()}}
     if isinstance(value, tuple | list):
         return [_encode(v) for v in value]
     if value is None or isinstance(value, str | bool | int | float):

@@ -23,10 +23,10 @@ LIVE_ABOVE_EPS = 10.0
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """The point that a step starts from: weights, buffers, optimizer state and average. It is the checkpoint.
+    """The point that a step starts from: weights, buffers, optimizer state, average, loss scale. It is the checkpoint.
 
-    `opt=None` starts the optimizer afresh, `average=None` the recipe's average. carries: what probes remember, by probe
-    name (kept by `train`).
+    `opt=None` starts the optimizer afresh, `average=None` the recipe's average, and `loss_scale=None` the scale of
+    fp16, which is {"scale", "good_steps"}. carries: what probes remember, by probe name (kept by `train`).
     """
 
     step: int
@@ -35,6 +35,7 @@ class State:
     opt: Mapping[str, Any] | None = None
     carries: Mapping[str, Any] = field(default_factory=dict)
     average: Mapping[str, Any] | None = None
+    loss_scale: Mapping[str, torch.Tensor] | None = None
 
     def clone(self) -> State:
         """A copy that later steps do not change."""
@@ -54,7 +55,9 @@ class Snapshot:
 
     state is where the step starts: `steps(recipe, split, start=snap.state)` yields this snapshot again. In the last
     snapshot, which no step follows, batch, loss, grads, updates and hyperparameters are None. In a loop that is not
-    ours (`watch`), recipe is None, epoch is nan, and batch and loss are None unless the loop tells them.
+    ours (`watch`), recipe is None, epoch is nan, and batch and loss are None unless the loop tells them. skipped: fp16
+    gradients overflowed; they are shown as they came (unscaled), updates are zeros, and the optimizer's state and the
+    average stay as they are, while the schedule goes on. With several processes all of it is of the whole batch.
     """
 
     state: State
@@ -67,6 +70,7 @@ class Snapshot:
     grads: Mapping[str, torch.Tensor] | None = None
     updates: Mapping[str, torch.Tensor] | None = None
     hyperparameters: Hyperparameters | None = None
+    skipped: bool = False
 
     @property
     def step(self) -> int:
