@@ -7,7 +7,7 @@ final      the last recipe of post 8 (10 epochs, 94.1 % published with flips ave
            seconds of training, the first seed apart since it warms up, and accuracy; in bf16, fp16 and, with --compile,
            compiled
 resume     a run that is stopped halfway and resumed ends bit-identical to one that was not, float32, bf16 and fp16
-recorder   the standard probes at every step and at every tenth, width 64: share of step time, by the run's ledger
+recorder   the standard probes at every step and at every tenth: time of a run that keeps them over that of a bare one
 overflow   fp16 from a loss scale that is far too large: steps are skipped, the scale comes down, training goes on
            and reaches what bf16 reaches
 
@@ -32,10 +32,11 @@ from dynamics.recipes import FINAL, scaled
 from dynamics.stats import mean_interval
 
 
-def seconds_of(recipe: dyn.Recipe, data: Any) -> tuple[Any, float]:
+def seconds_of(recipe: dyn.Recipe, data: Any, **recorded: Any) -> tuple[Any, float]:
+    """A run, and the seconds that it took; recorded: probes and out, by default none."""
     synchronize(data.train.device)
     begin = time.perf_counter()
-    run = dyn.train(recipe, data.train, probes={}, progress=False)
+    run = dyn.train(recipe, data.train, progress=False, **recorded)
     synchronize(data.train.device)
     return run, time.perf_counter() - begin
 
@@ -105,13 +106,11 @@ def recorder(args: argparse.Namespace, recipe: dyn.Recipe, data: Any) -> dict[st
             ratios = []
             for pair in range(args.pairs):
                 _, bare = seconds_of(short, data)
-                synchronize(data.train.device)
-                begin = time.perf_counter()
-                dyn.train(short, data.train, probes=dyn.standard(n), out=Path(folder) / f"{n}-{pair}", progress=False)
-                synchronize(data.train.device)
-                ratios.append((time.perf_counter() - begin) / bare)
-            found[f"every_{n}"] = as_json(mean_interval(ratios))
-            print(f"standard probes at every {n}: run time over that of a bare run {span(mean_interval(ratios))}")
+                _, full = seconds_of(short, data, probes=dyn.standard(n), out=Path(folder) / f"{n}-{pair}")
+                ratios.append(full / bare)
+            ratio = mean_interval(ratios)
+            found[f"every_{n}"] = as_json(ratio)
+            print(f"standard probes at every {n}: run time over that of a bare run {span(ratio)}")
     print()
     return {"recorder": found}
 

@@ -92,14 +92,20 @@ def _measured(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Accuracies of the finished runs below a folder, by the names of the rungs that their recipes are."""
     from ..recipes import rungs_of
     from ..runs import load_run
+    from ..runs.store import read_manifest
+    from ..training import Recipe
 
     found: dict[str, list[dict[str, Any]]] = {}
     for manifest in sorted(folder.glob("**/run.json")) if folder.is_dir() else ():
         try:
+            recipe = read_manifest(manifest.parent)["recipe"]
+            rungs = rungs_of(Recipe.from_json(recipe)) if recipe else ()
+            if not rungs:  # readings are large, and of no use here
+                continue
             run = load_run(manifest.parent)
         except DynamicsError:  # of another version, say: it has nothing to tell here
             continue
-        if run.recipe is None or run.status != "finished" or "valid" not in run:
+        if run.status != "finished" or "valid" not in run:
             continue
         arguments = dict(run.recipe.net.arguments)
         one = {
@@ -112,6 +118,6 @@ def _measured(folder: Path) -> dict[str, list[dict[str, Any]]]:
             "images": run.manifest["data"]["train"]["n"],
             "run": str(manifest.parent),
         }
-        for rung in rungs_of(run.recipe):
+        for rung in rungs:
             found.setdefault(rung.name, []).append(one)
     return found

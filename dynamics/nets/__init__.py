@@ -21,6 +21,7 @@ from .counts import count_macs, count_weights
 from .ladder import BACKBONES, SEARCH
 from .meprop import TopKConv1x1, TopKLinear
 from .mlp import mlp
+from .modes import modes_kept
 from .net import NETS, Net
 from .norms import NORMS, BatchNorm, FrozenNorm, GhostNorm, NormOf, capture_statistics, norm_of
 from .prepare import images_to_prepare, prepare
@@ -67,6 +68,7 @@ __all__ = [
     "images_to_prepare",
     "initialise",
     "mlp",
+    "modes_kept",
     "norm_of",
     "plain8",
     "prepare",

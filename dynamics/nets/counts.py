@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .modes import modes_kept
 from .whitening import Whiten
 
 
@@ -23,15 +24,14 @@ def count_macs(net: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) -> int:
         total += output[0].numel() * module.weight[0].numel()
 
     hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear | Whiten)]
-    training = net.training
     unfitted = [m for m in net.modules() if isinstance(m, Whiten) and not m.fitted]
     try:
         for module in unfitted:  # counting needs no data
             module.fitted = True
         parameter = next(net.parameters())
-        net.eval()(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
+        with modes_kept(net):
+            net.eval()(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
     finally:
-        net.train(training)
         for module in unfitted:
             module.fitted = False
         for hook in hooks:

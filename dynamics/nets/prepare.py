@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .modes import modes_kept
 from .norms import FrozenNorm, capture_statistics
 from .whitening import Whiten
 
@@ -31,9 +32,5 @@ def prepare(net: nn.Module, images: torch.Tensor) -> None:
     for module in net.modules():
         if isinstance(module, Whiten):
             module.fit(images[:WHITEN_IMAGES])
-    modes = [(m, m.training) for m in net.modules()]
-    try:
+    with modes_kept(net):
         capture_statistics(net.eval(), images[:CAPTURE_IMAGES])
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -20,9 +20,9 @@ from torch.func import functional_call
 
 from ..data import Batch, Split
 from ..errors import DynamicsError, unknown
+from ..nets import modes_kept
 from ..rng import seeded
 from ..training import Snapshot
-from ..training.evaluation import modes_kept
 from .base import Reading, reads
 from .norms import channel_coordinates
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from torch.func import functional_call
 
 from ..data import Split
 from ..errors import DynamicsError, unknown
+from ..nets import modes_kept
 from .loop import autocast, load_net, resolve_precision
 from .state import Snapshot, State
 
@@ -135,17 +135,6 @@ def _recompute(
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-
-
-@contextmanager
-def modes_kept(net: nn.Module) -> Iterator[None]:
-    """Each module's mode, training or evaluation, is put back after."""
-    modes = [(m, m.training) for m in net.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _evaluable(model: Any, split: Split) -> tuple[nn.Module, dict[str, torch.Tensor], str]:
