@@ -1,4 +1,4 @@
-"""Intervals of measured samples; plain numbers in, named tuples out. scipy is imported where it is needed only."""
+"""Intervals of measured samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import DynamicsError
+from ..errors import DynamicsError
 
 
 class Interval(NamedTuple):
@@ -28,9 +28,8 @@ def mean_interval(samples: ArrayLike, *, level: float = 0.95) -> Interval:
     Raises DynamicsError for no samples, nan or infinite samples, more than one axis, or a level outside (0, 1).
     Source: Student, "The probable error of a mean", Biometrika 6 (1908); mean ± t(n-1) sd/sqrt(n).
     """
-    values = _samples("samples", samples)
-    if not 0 < level < 1:
-        raise DynamicsError(f"level must lie between 0 and 1, got {level}: pass 0.95 for a 95 % interval")
+    values = as_samples("samples", samples)
+    check_level(level)
     n = len(values)
     if n == 1:
         return Interval(float(values[0]), -math.inf, math.inf, 1, math.nan)
@@ -49,7 +48,7 @@ def ratio_interval(pairs_a: ArrayLike, pairs_b: ArrayLike, *, level: float = 0.9
     One pair has the interval (0, inf).
     Raises DynamicsError where the two differ in length or are not all positive, and as `mean_interval`.
     """
-    a, b = _samples("pairs_a", pairs_a), _samples("pairs_b", pairs_b)
+    a, b = as_samples("pairs_a", pairs_a), as_samples("pairs_b", pairs_b)
     if len(a) != len(b):
         raise DynamicsError(f"pairs differ in length, {len(a)} and {len(b)}: pass one b for each a, in the same order")
     if np.any(a <= 0) or np.any(b <= 0):
@@ -73,7 +72,20 @@ def rms(values: ArrayLike, *, axis: int | tuple[int, ...] | None = None) -> NDAr
     return np.sqrt(np.mean(values**2, axis=axis))
 
 
-def _samples(name: str, samples: ArrayLike) -> NDArray[np.float64]:
+def check_level(level: float) -> None:
+    """Raises DynamicsError for a confidence level outside (0, 1)."""
+    if not 0 < level < 1:
+        raise DynamicsError(f"level must lie between 0 and 1, got {level}: pass 0.95 for a 95 % interval")
+
+
+def check_alpha(alpha: float) -> None:
+    """Raises DynamicsError for a rate of false alarms outside (0, 0.5)."""
+    if not 0 < alpha < 0.5:
+        raise DynamicsError(f"alpha must lie between 0 and 0.5, got {alpha}: pass 0.05 for one false alarm in twenty")
+
+
+def as_samples(name: str, samples: ArrayLike) -> NDArray[np.float64]:
+    """Finite numbers, [n] with n >= 1, or DynamicsError."""
     values = np.atleast_1d(np.asarray(samples, dtype=np.float64))
     if values.ndim != 1:
         raise DynamicsError(f"{name} have shape {values.shape}: pass one number for each independent run")

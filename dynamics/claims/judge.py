@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .errors import DynamicsError
-from .stats import mean_interval
+from ..errors import DynamicsError
+from ..stats import mean_interval
 
 MIME = "application/vnd.dynamics.verdicts+json"
 """How a table of verdicts lies in a notebook's output, for programs that grade or print it."""
