@@ -26,6 +26,8 @@ BELOW = {
     "probes": ("training", "curvature"),
     "runs": ("training", "probes", "theory", "invariance"),
     "sweeps": ("runs", "stats"),
+    "packs": ("sweeps",),
+    "slices": ("sweeps",),
     "claims": ("stats",),
     "chapters": ("claims",),
     "verdicts": ("sweeps", "claims"),

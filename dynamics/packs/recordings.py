@@ -1,0 +1,7 @@
+"""Every pack that the chapters draw, by name; `dynamics packs` records them."""
+
+from __future__ import annotations
+
+from .record import Recording
+
+RECORDINGS: dict[str, Recording] = {}
