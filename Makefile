@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Everything is installed into .venv, nothing outside this folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab lint bench clean
+.PHONY: help run test lab lint bench verdicts clean
 
 # The first Python >= 3.11 found; name another with `make run PYTHON=/path/to/python3.11`.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
@@ -18,7 +18,7 @@ INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 run: $(INSTALLED) ## execute chapter 06 (weight decay finds an equilibrium), print its verdicts, write its page
 	@echo "executing chapter 06: it trains a few dozen small nets, about 4 minutes on 2 cores ..."
@@ -42,6 +42,10 @@ bench: $(INSTALLED) ## run the benchmarks one after another
 	@for f in benchmarks/[!_]*.py; do \
 		[ -e "$$f" ] || { echo "no benchmarks here yet"; break; }; \
 		echo "running $$f ..."; $(BIN)/python "$$f" || exit 1; done
+
+verdicts: $(INSTALLED_DEV) ## judge the ledger's claims that are unjudged or outdated, and record the verdicts
+	@echo "judging claims by tests, by the chapters' outputs and by measurements; all of it takes minutes ..."
+	@$(BIN)/python -m dynamics verdicts
 
 clean: ## remove what was built, and the caches; .venv and data stay
 	@echo "removing build/, dist/ and the caches (.venv and data/ stay: remove them by hand)"

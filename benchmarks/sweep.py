@@ -5,9 +5,10 @@ processes as cores, with one thread each, and once one after another in this pro
 images into run folders. The two alternate, and which is first does as well; `throughput_ratio` is of the whole time,
 with the start of the processes, which is also given alone (a sweep of one step).
 
-Kills: a sweep of 60 runs in a process of its own, which is killed with SIGKILL five times, at moments drawn uniformly
-from the time that the undisturbed sweep took, and then goes on to its end. All files of both stores are compared, byte
-by byte (but for the command line, in which the folder is).
+Kills: a sweep of 60 runs in a process of its own, which is killed with SIGKILL five times, each time a random moment
+after a random number of its runs has ended, and then goes on to its end. All files of its store, readings and weights
+among them, are compared with those of an undisturbed sweep, byte by byte (but for the command line, in which the folder
+is).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from _common import as_json, machine, parse, parser, print_header, print_json, p
 import dynamics as dyn
 from dynamics.stats import ratio_interval
 from dynamics.sweeps import grid, sweep
+
+ENDED = "*/seed-*/chunk-*-end.safetensors"
 
 
 def throughput(args: argparse.Namespace, cores: int, base: Path) -> dict[str, object]:
@@ -75,28 +78,37 @@ def throughput(args: argparse.Namespace, cores: int, base: Path) -> dict[str, ob
 
 def killed_sweep(out: Path, count: int) -> None:
     """What the process that is killed does: `count` runs, of 300 steps and a chunk after 250."""
-    data = random_split(800)
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (800, 8, 8, 3), generator=draws, dtype=torch.uint8)
+    labels = torch.randint(4, (800,), generator=draws)
+    data = dyn.Split.from_arrays(images, labels, classes=tuple("abcd"), name="random")
     sgd = dyn.SGD(0.05, momentum=0.9, weight_decay=5e-3)
-    recipe = dyn.Recipe(dyn.Net("resnet9", width=1), sgd, batch_size=8, epochs=12, precision="float32")
+    net = dyn.Net("staged", width=2, stages=(dyn.Stage(4),))
+    recipe = dyn.Recipe(net, sgd, batch_size=8, epochs=12, augment=dyn.Augment(pad=1), precision="float32")
     recipes = grid(recipe, {"optimizer.lr": [0.02, 0.05], "optimizer.momentum": [0.5, 0.9]})
     sweep(recipes, range(count // 4), out=out, train=data[:200], valid=data[200:],
           probes={"norms": dyn.every(10, dyn.weight_norms)}, threads=1, progress=False)  # fmt: skip
 
 
-def run(out: Path, count: int, kill_after: float | None = None) -> tuple[float, int]:
-    """Sweep in a process of its own, killed after so many seconds; its time, and how many runs had ended."""
-    begun = time.perf_counter()
+def run(out: Path, count: int, kill_after: tuple[int, float] | None = None) -> tuple[bool, int, int]:
+    """Sweep in a process of its own, killed so many seconds after so many runs have ended.
+
+    Returns whether it was killed, and how many runs had then ended and were under way.
+    """
     command = [sys.executable, __file__, "--work", str(out), "--count", str(count)]
     # of a process that is killed Python tells what it left behind
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL if kill_after else None)
-    try:
-        code = process.wait(kill_after)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        code = process.wait()
+    while kill_after and process.poll() is None:
+        if len(list(out.glob(ENDED))) >= kill_after[0]:
+            time.sleep(kill_after[1])
+            process.kill()
+            break
+        time.sleep(0.01)
+    code = process.wait()
     if code not in (0, -signal.SIGKILL) or (code and kill_after is None):
         raise SystemExit(f"the sweep in {out} ended with code {code}")
-    return time.perf_counter() - begun if code == 0 else -1.0, len(list(out.glob("*/seed-*/chunk-*-end.safetensors")))
+    ended = len(list(out.glob(ENDED)))
+    return code != 0, ended, len(list(out.glob("*/seed-*/run.json"))) - ended
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -114,25 +126,20 @@ def kills(args: argparse.Namespace, base: Path) -> dict[str, object]:
     """Kill a sweep so many times at random moments, let it end, and compare its store with an undisturbed one."""
     seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
     draws = random.Random(seed)
-    seconds, _ = run(base / "undisturbed", args.count)
-    done, rows = 0, []
-    while done < args.kills:
-        # of what may be left, so that all kills come before the end
-        after = draws.uniform(0, max(5.0, seconds / args.kills))
-        taken, ended = run(base / "killed", args.count, after)
-        if taken >= 0:  # it ended before its moment: that was no trial
-            shutil.rmtree(base / "killed")
-            done, rows = 0, []
-            continue
-        done += 1
-        rows.append((done, f"{after:.1f}", f"{ended} of {args.count}"))
+    moments = sorted(draws.sample(range(args.count - 4), args.kills))
+    run(base / "undisturbed", args.count)
+    rows = []
+    for after in moments:
+        killed, ended, begun = run(base / "killed", args.count, (after, draws.uniform(0, 0.5)))
+        if killed:
+            rows.append((len(rows) + 1, f"{ended} of {args.count}", begun))
     run(base / "killed", args.count)
     a, b = files(base / "undisturbed"), files(base / "killed")
     differ = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
-    print_table(("kill", "after s", "runs ended"), rows)
+    print_table(("kill", "runs ended", "under way"), rows)
     told = "the same, byte for byte" if not differ else f"{len(differ)} differ, first {differ[0]}"
-    print(f"{args.count} runs, {len(a)} files, killed {done} times (seed {seed}): {told}")
-    return {"kills": done, "runs_killed_sweep": args.count, "files": len(a), "files_that_differ": len(differ),
+    print(f"{args.count} runs, {len(a)} files, killed {len(rows)} times (seed {seed}): {told}")
+    return {"kills": len(rows), "runs_killed_sweep": args.count, "files": len(a), "files_that_differ": len(differ),
             "identical": not differ, "seed": seed}  # fmt: skip
 
 

@@ -38,6 +38,7 @@ from .plots import (
     plot_run,
     plot_schedule,
     plot_sharpness,
+    plot_slice,
     plot_spectrum,
 )
 from .probes import (
@@ -77,6 +78,8 @@ from .runs import (
     train,
     watch,
 )
+from .slices import coordinate_descent, ridge, slice2d
+from .sweeps import Sweep, dask_executor, grid, load_sweep, sweep
 from .training import EMA, SWA, Evaluation, Recipe, Snapshot, State, averaged, evaluate, steps
 
 __all__ = [
@@ -115,6 +118,7 @@ __all__ = [
     "Stage",
     "State",
     "Step",
+    "Sweep",
     "TorchOptimizer",
     "Verdict",
     "YellowFin",
@@ -124,6 +128,8 @@ __all__ = [
     "batches",
     "batchnorm",
     "check",
+    "coordinate_descent",
+    "dask_executor",
     "diffusion",
     "drift",
     "edge_of_stability",
@@ -132,11 +138,13 @@ __all__ = [
     "every",
     "gradient_autocorrelation",
     "gradients",
+    "grid",
     "histograms",
     "intrinsic_time",
     "invariance",
     "load_data",
     "load_run",
+    "load_sweep",
     "log_spaced",
     "moments",
     "momentum_alignment",
@@ -152,15 +160,19 @@ __all__ = [
     "plot_run",
     "plot_schedule",
     "plot_sharpness",
+    "plot_slice",
     "plot_spectrum",
     "predict",
     "reads",
     "resume",
+    "ridge",
     "sharpness",
+    "slice2d",
     "spectral_density",
     "spectrum",
     "standard",
     "steps",
+    "sweep",
     "table",
     "to_npz",
     "to_pandas",

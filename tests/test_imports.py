@@ -26,7 +26,7 @@ BELOW = {
     "probes": ("training", "curvature"),
     "runs": ("training", "probes", "theory", "invariance"),
     "sweeps": ("runs", "stats"),
-    "packs": ("sweeps",),
+    "packs": ("slices",),
     "slices": ("sweeps",),
     "claims": ("stats",),
     "chapters": ("claims",),

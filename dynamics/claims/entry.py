@@ -32,9 +32,9 @@ class Entry:
 
     `kind` is its class, a key of CLASSES, and `scale` a key of SCALES. `text` is our wording; `source` is "post 1" to
     "post 8", "notes" or "report". `published` is the value that the source prints, empty where it prints none.
-    `tested` says what checks it here ("tests/FILE::NAME", "chapter NN" or "benchmarks/FILE"), and `untested` why that
-    does not decide it, or why there is nothing; one of the two is never empty. `formulas` names functions of the
-    package that predict it ("module:name"): a recorded verdict goes stale when one of them changes.
+    `tested` says what checks it here ("tests/FILE::NAME", "chapter NN", "benchmarks/FILE" or "dynamics/verdicts/FILE"),
+    and `untested` why that does not decide it, or why there is nothing; one of the two is never empty. `formulas` names
+    functions of the package that predict it ("module:name"): a recorded verdict goes stale when one of them changes.
     """
 
     id: str

@@ -11,7 +11,7 @@ ENTRIES = (
         "T-1", "D", "S", "notes",
         "Loss against learning rate is a valley: small rates are slow, large ones oscillate and then diverge.",
         "a figure only",
-        untested=NOT_YET, formulas=("dynamics.theory:stability_bound",),
+        tested=("dynamics/verdicts/valley.py",), formulas=("dynamics.theory:stability_bound",),
     ),
     Entry(
         "T-2", "E", "S", "notes",
@@ -49,8 +49,10 @@ ENTRIES = (
         "The average of SGD's iterates at a high learning rate lies in a flatter place and generalises better than the "
         "last of them.",
         "no numbers",
-        tested=("tests/test_averages.py::test_swa_is_the_plain_mean_from_its_start_on",),
-        untested=NOT_YET,
+        tested=(
+            "tests/test_averages.py::test_swa_is_the_plain_mean_from_its_start_on",
+            "dynamics/verdicts/averages.py",
+        ),
     ),
     Entry(
         "T-7", "D", "M", "notes",
@@ -138,7 +140,7 @@ ENTRIES = (
         "S-7", "E", "S", "report",
         "Those gains multiply to more than was reached: 1.8 times 3.3 is 5.94.",
         "5.06 / 5.94 = 0.85 (the text prints 3.9 for 3.3)",
-        untested=NOT_YET,
+        tested=("tests/test_verdicts.py::test_S_7_the_reports_gains_multiply_to_more_than_it_reached",),
     ),
     Entry(
         "S-8", "A", "F", "report",
@@ -155,6 +157,7 @@ ENTRIES = (
         tested=(
             f"{_OPTIM}test_S_9_heavy_ball_contracts_by_the_root_of_momentum_in_the_robust_region_and_not_beside_it",
             f"{_OPTIM}test_S_9_yellowfins_momentum_holds_its_whole_range_of_curvature_robust",
+            "dynamics/verdicts/quadratics.py",
         ),
         formulas=("dynamics.theory:robust_region",),
     ),
@@ -162,7 +165,10 @@ ENTRIES = (
         "S-10", "D", "M", "report",
         "Linear layers may keep only the few largest output gradients in their backward pass and lose little accuracy.",
         "not tried",
-        tested=("tests/test_meprop.py::test_meprop_keeps_the_k_largest_gradients_of_each_row", "benchmarks/meprop.py"),
-        untested=NOT_YET,
+        tested=(
+            "tests/test_meprop.py::test_meprop_keeps_the_k_largest_gradients_of_each_row",
+            "benchmarks/meprop.py",
+            "dynamics/verdicts/sparse.py",
+        ),
     ),
 )  # fmt: skip

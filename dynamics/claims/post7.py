@@ -11,7 +11,7 @@ ENTRIES = (
     Entry(
         "P7-1", "D", "M", "post 7",
         "With batch norm, training endures learning rates more than ten times as large.",
-        "batch norm: best 0.853 at lr 0.905, 0.559 at 29, never nan; none: best 0.659 at 0.113, nan below 0.32",
+        "batch norm: best 0.853 at lr 0.905, 0.559 at 29, never nan; none: best 0.659 at 0.113, nan from 0.32 on",
         untested=NOT_YET,
     ),
     Entry(
@@ -22,6 +22,7 @@ ENTRIES = (
         tested=(
             f"{_SIGNALS}test_share_within_channels_by_depth",
             f"{_NETS}test_deep_relu_nets_collapse_as_the_correlation_map_says",
+            "dynamics/verdicts/deep_nets.py",
         ),
         formulas=(f"{_THEORY}correlation_map", f"{_THEORY}within_channel_share"),
     ),
@@ -30,7 +31,7 @@ ENTRIES = (
         "Linear nets do not collapse so, though products of their weights stretch the leading singular value about "
         "tenfold by layer 50.",
         "about 10",
-        tested=(f"{_NETS}test_linear_and_shifted_nets_do_not_collapse",),
+        tested=(f"{_NETS}test_linear_and_shifted_nets_do_not_collapse", "dynamics/verdicts/deep_nets.py"),
     ),
     Entry(
         "P7-4", "E", "S", "post 7",
@@ -48,8 +49,7 @@ ENTRIES = (
         "A convolutional net with max-pooling collapses faster, on photographs a little less than on noise, and batch "
         "norm prevents it everywhere but in the classifier.",
         "figures only",
-        tested=(f"{_SIGNALS}test_share_within_channels_of_a_net",),
-        untested=NOT_YET,
+        tested=(f"{_SIGNALS}test_share_within_channels_of_a_net", "dynamics/verdicts/deep_nets.py"),
     ),
     Entry(
         "P7-6", "D", "S", "post 7",
@@ -80,7 +80,7 @@ ENTRIES = (
         "P7-9", "D", "M", "post 7",
         "The largest eigenvalue of the Hessian is one to two orders larger without active batch norm.",
         "0.50 with it, 8.77 frozen, 13.6 without (mean loss): 17.6 and 27.3 times",
-        tested=("chapter 10",),
+        tested=("chapter 10", "dynamics/verdicts/spectra.py"),
     ),
     Entry(
         "P7-10", "D", "S", "post 7",
@@ -94,21 +94,24 @@ ENTRIES = (
         "P7-11", "D", "S", "post 7",
         "The eigenvectors that stand apart lie mostly in the span of the gradients of the classes' mean outputs.",
         "0.836 of their squared length (frozen, first nine); a random vector below 1e-5",
-        tested=(f"{_MOMENTS}test_shares_agree_with_least_squares_on_the_dense_gradients", "chapter 10"),
+        tested=(
+            f"{_MOMENTS}test_shares_agree_with_least_squares_on_the_dense_gradients",
+            "chapter 10",
+            "dynamics/verdicts/spectra.py",
+        ),
     ),
     Entry(
         "P7-12", "D", "S", "post 7",
         "With the gradients of the outputs' variances and third moments, the span holds nearly all of them.",
         "frozen 0.987 (first nine), no norm 0.924, batch norm 0.696 (first ten)",
-        tested=("chapter 10",),
-        untested=TOO_NEAR,
+        tested=("chapter 10", "dynamics/verdicts/spectra.py"),
     ),
     Entry(
         "P7-13", "D", "S", "post 7",
         "Projecting that span out lowers the largest eigenvalue, and most with frozen norms, yet leaves the three nets "
         "unequal.",
         "115.4, 407.4 and 1324.1: 1.11, 5.5 and 2.6 times lower",
-        tested=("chapter 10",),
+        tested=("chapter 10", "dynamics/verdicts/spectra.py"),
     ),
     Entry(
         "P7-14", "E", "S", "post 7",

@@ -89,8 +89,11 @@ ENTRIES = (
         "P8-11", "D", "S", "post 8",
         "The learned scales of batch norm change mostly by weight decay.",
         "about 1/4 in mid-training",
-        tested=("tests/test_theory.py::test_batch_norm_scales_under_pages_eighteen_epochs",),
-        untested=NOT_YET, formulas=("dynamics.theory:decay_trajectory", "dynamics.theory:decay_product"),
+        tested=(
+            "tests/test_theory.py::test_batch_norm_scales_under_pages_eighteen_epochs",
+            "dynamics/verdicts/scales.py",
+        ),
+        formulas=("dynamics.theory:decay_trajectory", "dynamics.theory:decay_product"),
     ),
     Entry(
         "P8-12", "E", "S", "post 8",

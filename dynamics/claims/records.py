@@ -6,32 +6,22 @@ strict JSON, ids in order. A verdict rests on a claim, recipes and functions; th
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import importlib
-import inspect
-import io
 import json
 import math
 import os
 import re
-import textwrap
-import tokenize
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ..errors import DynamicsError
 from .entry import Entry
 from .judge import SYMBOLS, Claim, Verdict
+from .sources import Source, can_be_found, hash_of, name_of, source_hash
 
 VERDICTS = Path(__file__).with_name("verdicts.json")
 FORMAT = 1
-
-Source = Callable[..., Any] | type | ModuleType | str
-"""A function, class or module, or its name: "module:qualified.name", "module" for all of it."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +29,10 @@ class Record:
     """A recorded verdict on a claim of the ledger.
 
     `measured` and `interval` are those of `Verdict` in `units`, with its bounds `low` and `high` (None: unbounded) and
-    confidence `level` (None: every sample was judged); `numbers` are other measured values by name. `n` counts
-    independent samples. `scale` is that of the run (fast, cpu, full), `data` the data set's name, `versions` those of
-    packages by name, `date` YYYY-MM-DD. `key` is `key_of` of what the verdict rests on: `recipes` as JSON, and
-    `functions`, the hash of each by its name.
+    confidence `level` (None: every sample was judged); `quantity` says in words what it is, and `numbers` are other
+    measured values by theirs. `n` counts independent samples. `scale` is that of the run (fast, cpu, full), `data` the
+    data set's name, `versions` those of packages by name, `date` YYYY-MM-DD. `key` is `key_of` of what the verdict
+    rests on: `recipes` as JSON, and `functions`, the hash of each by its name.
     Raises DynamicsError for an unknown status, numbers that are not finite or a date of another form.
     """
 
@@ -60,6 +50,7 @@ class Record:
     low: float | None = None
     high: float | None = None
     units: str = ""
+    quantity: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)
     recipes: tuple[Mapping[str, Any], ...] = ()
     functions: Mapping[str, str] = field(default_factory=dict)
@@ -116,6 +107,7 @@ def record(
         low=flat["low"],
         high=flat["high"],
         units=verdict.claim.units,
+        quantity=verdict.claim.text,
         numbers=dict(numbers or {}),
         recipes=tuple(recipes),
         functions={name_of(f): source_hash(name_of(f)) for f in functions},
@@ -169,24 +161,32 @@ def key_of(claim: Entry | Claim, recipes: Iterable[Any], functions: Iterable[Sou
     block is indented as a whole do not count; what a function calls counts only where it is named too.
     Raises DynamicsError for functions without Python source and names that lead nowhere.
     """
+    return key_from(claim, recipes, {name_of(f): source_hash(f) for f in functions})
+
+
+def key_from(claim: Entry | Claim, recipes: Iterable[Any], hashes: Mapping[str, str]) -> str:
+    """`key_of` where the functions' hashes are known."""
     stated = {
         name: repr(getattr(claim, name))
         for name in ("id", "kind", "scale", "text", "low", "high", "units")
         if hasattr(claim, name)
     }
-    parts = [stated, [_json(r) for r in recipes], sorted({(name_of(f), source_hash(f)) for f in functions})]
-    return _hash(json.dumps(parts, sort_keys=True, ensure_ascii=False))
+    parts = [stated, [_json(r) for r in recipes], sorted(hashes.items())]
+    return hash_of(json.dumps(parts, sort_keys=True, ensure_ascii=False))
 
 
 def stale(verdict: Record, entry: Entry | None) -> tuple[str, ...]:
     """What has changed since the verdict was recorded, in words; nothing where it still stands.
 
-    `entry` is the ledger's, None where it has none of that id any more.
+    `entry` is the ledger's, None where it has none of that id any more. An installed package has neither tests nor
+    chapters, and cannot tell whether they have changed.
     """
     if entry is None:
         return ("the claim is no longer in the ledger",)
     changed = []
     for name, before in verdict.functions.items():
+        if not can_be_found(name):
+            continue
         try:
             if source_hash(name) != before:
                 changed.append(f"{name} has changed")
@@ -195,72 +195,9 @@ def stale(verdict: Record, entry: Entry | None) -> tuple[str, ...]:
     missing = [f"{name} is new" for name in entry.formulas if name not in verdict.functions]
     if changed or missing:
         return (*changed, *missing)
-    if key_of(entry, verdict.recipes, verdict.functions) != verdict.key:
+    if key_from(entry, verdict.recipes, verdict.functions) != verdict.key:
         return ("the claim or its recipe has changed",)
     return ()
-
-
-def name_of(function: Source) -> str:
-    """The "module:qualified.name" under which a function or class can be found again, "module" of a module."""
-    if isinstance(function, str):
-        return function
-    if isinstance(function, ModuleType):
-        return function.__name__
-    module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-    if module in (None, "__main__") or path is None or "<" in path:
-        raise DynamicsError(f"{function!r} cannot be found again by its name: name a function of an imported module")
-    return f"{module}:{path}"
-
-
-def source_hash(function: Source) -> str:
-    """The hash, 64 hexadecimal digits, of a function's, class's or module's source without comments and docstrings."""
-    found = _find(function) if isinstance(function, str) else function
-    try:
-        source = inspect.getsource(inspect.unwrap(found) if callable(found) else found)
-    except (OSError, TypeError):
-        raise DynamicsError(f"{name_of(function)} has no Python source: name the function that uses it") from None
-    return _hash(_bare(textwrap.dedent(source)))
-
-
-def _find(name: str) -> Any:
-    module, _, path = name.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in path.split(".") if path else ():
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError):
-        raise DynamicsError(f"there is no {name!r}: a function is named module:name") from None
-    return found
-
-
-def _bare(source: str) -> str:
-    # The text, and not its tree, is hashed: ast.dump and ast.unparse differ between versions of Python.
-    try:
-        tree = ast.parse(source)
-        lines = source.encode().splitlines()
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type == tokenize.COMMENT:  # it ends its line, so what stands before keeps its place
-                row = token.start[0] - 1
-                lines[row] = lines[row].decode()[: token.start[1]].encode()
-    except (SyntaxError, tokenize.TokenError):  # a lambda within a larger expression, say
-        return source
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                _blank(lines, first)
-    return "\n".join(line.decode().rstrip() for line in lines if line.strip())
-
-
-def _blank(lines: list[bytes], node: ast.Expr) -> None:
-    first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
-    after = lines[last][node.end_col_offset :]
-    lines[first] = lines[first][: node.col_offset] + after
-    lines[first + 1 : last + 1] = [b""] * (last - first)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _json(recipe: Any) -> Any:

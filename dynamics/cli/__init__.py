@@ -1,6 +1,7 @@
-"""The command line: `dynamics data | train | show | plot | hessian | export | chapter | lab ...`.
+"""The command line: `dynamics data | train | sweep | compare | show | plot | hessian | claims | chapter | lab ...`.
 
-Exit codes: 0 done; 1 a command that was called failed; 2 bad input; 3 the training diverged; 130 interrupted.
+Exit codes: 0 done; 1 a command that was called failed, or runs of a sweep; 2 bad input; 3 the training diverged;
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DynamicsError, unknown
+from .claims import claims
 from .hessian import hessian
 from .picture import save
 from .recipes import recipes
+from .sweep import compare, sweep
+from .verdicts import verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
@@ -36,6 +40,12 @@ app = typer.Typer(
 
 app.command(epilog="Example: dynamics recipes --long; dynamics train --recipe 8-final --width 8 --data shapes")(recipes)
 app.command(epilog="Example: dynamics hessian runs/first -k 10 --bn batch --shares --out hessian.png")(hessian)
+app.command(
+    epilog="Example: dynamics sweep --vary optimizer.momentum=0.8,0.9 --seeds 0-4 --width 8 --epochs 5 --out runs/mom"
+)(sweep)
+app.command(epilog="Example: dynamics compare runs/mom/momentum=0.8 runs/mom/momentum=0.9")(compare)
+app.command(epilog="Example: dynamics claims --class D --status supported; dynamics claims --id P6-1")(claims)
+app.command(epilog="Example: dynamics verdicts P7-2 S-9; dynamics verdicts --from tests --again")(verdicts)
 
 
 def main() -> None:
@@ -49,7 +59,10 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stop:  # typer turns an interrupt into its exit code, and says nothing
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
             raise
-        print("dynamics: interrupted; a run folder goes on with dynamics train --resume DIR", file=sys.stderr)
+        again = "a run folder goes on with dynamics train --resume DIR"
+        if sys.argv[1:2] == ["sweep"]:
+            again = "the same command goes on with the sweep"
+        print(f"dynamics: interrupted; {again}", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

@@ -123,7 +123,7 @@ def _in_full(entry: Entry, records: Mapping[str, Record], outdated: Mapping[str,
     if found is None:
         facts["why"] = reason(entry)
     else:
-        facts |= {"measured": _measured(found), "on": _circumstances(found)}
+        facts |= {"measured": _measured(found), "on": _circumstances(found), "rests on": ", ".join(found.functions)}
     if entry.id in outdated:
         facts["outdated"] = "; ".join(outdated[entry.id])
     return "\n".join([entry.id, *(_wrapped(f"  {name:<10}", text) for name, text in facts.items())])
@@ -156,6 +156,7 @@ def _status(entry: Entry, records: Mapping[str, Record], outdated: Mapping[str, 
 def _measured(found: Record) -> str:
     units = f" {found.units}" if found.units else ""
     text = "nothing" if found.measured is None else f"{found.measured:.4g}{units}"
+    text = f"{found.quantity}: {text}" if found.quantity else text
     if found.interval is not None:
         low, high = found.interval
         how = "of all samples" if found.level is None else f"{100 * found.level:g} %"

@@ -15,9 +15,10 @@ import typer
 from ..errors import DynamicsError
 
 if TYPE_CHECKING:
+    from ..stats import Comparison
     from ..sweeps import Sweep
 
-FAILED = 1
+FAILED, DIVERGED = 1, 3
 
 
 def sweep(
@@ -96,6 +97,9 @@ def sweep(
         print(f"failed: {name}, seed {seed}: {why}", file=sys.stderr)
     if failed:
         raise typer.Exit(FAILED)
+    if all(len(row["diverged"]) == len(done.seeds) for row in rows):
+        print("diverged: every run's loss was not finite at some step", file=sys.stderr)
+        raise typer.Exit(DIVERGED)
 
 
 def compare(
@@ -111,7 +115,11 @@ def compare(
     unpaired: Annotated[bool, typer.Option("--unpaired", help="do not pair the runs by their seeds")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Compare two runs, or two recipes over their seeds, and say what the difference is worth."""
+    """Compare two runs, or two recipes over their seeds: which is better, by how much, and whether that can be told.
+
+    Runs are paired by their seeds, which share initial weights, data order and augmentation. Runs on different data, or
+    of different width or epochs, are refused, unless that is what is compared.
+    """
     from ..stats import compare as judge
     from ..sweeps import load_arm, samples
 
@@ -123,12 +131,17 @@ def compare(
     values = [[100 * v for v in side] if points else side for side in (found.a, found.b)]
     units = "points" if points else "nat"
     verdict = judge(*values, paired=not unpaired, margin=margin, names=("A", "B"), units=units)
+    better = "AB"[(verdict.difference > 0) != points] if verdict.difference else None
+    n = len(found.seeds)
+    runs = f"{len(found.a)} and {len(found.b)} runs" if unpaired else f"{n} pair{'s' if n > 1 else ''} of runs"
+    words = verdict.sentence if margin is not None else _in_words(verdict, better, units, runs)
     if as_json:
         told = {
             "a": str(a), "b": str(b), "measure": measure, "units": units, "status": verdict.status,
             "difference": _finite(verdict.difference), "interval": [_finite(v) for v in verdict.interval],
-            "p": _finite(verdict.p), "n": verdict.n, "more_runs": verdict.more_runs, "sentence": verdict.sentence,
-            "paired": not unpaired, "seeds": list(found.seeds), "images": found.images, "values": values,
+            "p": _finite(verdict.p), "n": verdict.n, "more_runs": verdict.more_runs, "sentence": words,
+            "better": better and better.lower(), "paired": not unpaired,
+            "seeds": list(found.seeds), "images": found.images, "values": values,
             "left_out": [{str(seed): why for seed, why in arm.left_out.items()} for arm in arms],
         }  # fmt: skip
         print(json.dumps(told, allow_nan=False))
@@ -141,7 +154,22 @@ def compare(
         if not unpaired and len(arm.runs) > len(found.seeds):
             alone = ", ".join(str(s) for s in sorted(arm.runs) if s not in found.seeds)
             print(f"   not paired: seed {alone}")
-    print(verdict.sentence)
+    print(words)
+
+
+def _in_words(verdict: Comparison, better: str | None, units: str, runs: str) -> str:
+    """Which is better, by how much, and whether that can be told; None is better where they are equal on average."""
+    size = f"{abs(verdict.difference):.3g} {units}"
+    measured = f"{better} is better by {size}" if better else "they are equal on average"
+    if verdict.n == 1:
+        return f"not told apart: {measured} in {runs}, and one run has no error bar: run more seeds of both"
+    advice = verdict.sentence.partition("; ")[2]
+    if not math.isfinite(verdict.interval[0]):
+        return f"not told apart: {measured} in {runs}; {advice}"
+    low, high = sorted(verdict.interval if verdict.difference > 0 else (-v for v in verdict.interval))
+    p = f"p = {verdict.p:.2g}" if verdict.p >= 1e-4 else "p < 0.0001"
+    measured += f" ({100 * verdict.level:g} %: {low:.3g} to {high:.3g}, {p}, {runs})"
+    return f"not told apart: {measured}; {advice}" if verdict.status == "inconclusive" else f"told apart: {measured}"
 
 
 def _axis(text: str) -> tuple[str, list[Any]]:

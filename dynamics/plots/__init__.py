@@ -9,6 +9,7 @@ from .activations import plot_drift, plot_histograms, plot_moments
 from .curvature import plot_density, plot_outputs, plot_sharpness, plot_spectrum
 from .page import plot_run
 from .schedule import plot_schedule
+from .slices import plot_slice
 from .weights import LAWS, plot_angles, plot_batchnorm, plot_norms
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "plot_run",
     "plot_schedule",
     "plot_sharpness",
+    "plot_slice",
     "plot_spectrum",
 ]

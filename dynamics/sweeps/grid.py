@@ -96,7 +96,7 @@ def checked_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
     """Seeds as a tuple; raises DynamicsError for none, for repeated ones, and for what is not a whole number."""
     if isinstance(seeds, int):
         raise DynamicsError(f"seeds are a list, got {seeds}: pass range({seeds}) for that many, [{seeds}] for one")
-    found = tuple(seeds)
+    found = tuple(int(s) if isinstance(s, np.integer) else s for s in seeds)
     if not found:
         raise DynamicsError("there are no seeds in this sweep: pass at least one, such as range(5)")
     for seed in found:

@@ -60,7 +60,7 @@ class LocalProcesses(Executor):
             done, result = self._own.pipe.recv()
         except (EOFError, OSError):
             self._own.pipe = None
-            raise WorkerDied("its process died: killed, out of memory, or crashed") from None
+            raise WorkerDied("killed, out of memory, or crashed") from None
         if not done:
             raise result
         return result

@@ -9,7 +9,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +27,16 @@ from .store import Sweep, agreed_manifest, new_manifest, reason_file, run_folder
 from .work import Job, Source, identity_of, keep_reason, run_job, source_of
 
 ATTEMPTS = 3
-"""How often a run may take its process down before it counts as failed."""
+"""How often a run may lose its process at one place before it counts as failed."""
 
-LOST = {"KilledWorker", "UncompletedJobError", "WorkerCrashedError", "NodeDiedError"}
+LOST = {
+    "KilledWorker", "UncompletedJobError", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError",
+    "LocalRayletDiedError",
+}  # fmt: skip
 """What dask, submitit and Ray call a worker that is gone; by name, since none of them need be installed."""
+
+APPEARS = 60.0
+"""Seconds after which what a worker has written is seen here, on a network disk that is slow to tell."""
 
 POLL = 0.05
 """Seconds between two looks at what is done."""
@@ -82,10 +88,8 @@ def sweep(
     data = {"train": identity_of(split), "valid": identity_of(valid)}
     with held(folder / ".lock", f"the sweep {folder}"):
         manifest = agreed_manifest(folder, new_manifest(named, listed, data, probes, threads), given)
-        if manifest["threads"] not in (
-            None,
-            threads,
-        ):  # the folder's runs began with another number, on another machine perhaps
+        # the folder's runs began with another number, on another machine perhaps
+        if manifest["threads"] not in (None, threads):
             threads = manifest["threads"]
             if executor is None:
                 workers = min(workers, max(1, _cores() // threads))
@@ -132,7 +136,7 @@ def _work(
     sizes = {key: _images(job.recipe, split) for key, job in jobs.items()}
     of_name = {name: size for (name, _), size in sizes.items()}
     total = sum(of_name.get(name, 0) for name, _ in made)
-    deaths = dict.fromkeys(jobs, 0)
+    deaths = dict.fromkeys(jobs, (0, 0))  # how many at this place, which is a number of chunks
     counts = {"runs": len(made) - len(jobs), "failed": 0, "diverged": 0}
     futures: dict[tuple[str, int], Any] = {}
     complete, told = False, 0.0
@@ -150,13 +154,16 @@ def _work(
                     bar.refresh()
                     told = time.monotonic()
             for key in done:
-                status = _ended(futures.pop(key), jobs[key], own)
-                if status is None:
-                    deaths[key] += 1
-                    if deaths[key] < ATTEMPTS:
-                        futures[key] = _submit(executor, jobs[key])
+                job = jobs[key]
+                status, why = _ended(futures.pop(key), job, own)
+                if status == "lost":
+                    (n, place), now = deaths[key], len(list(Path(job.folder).glob("chunk-*.safetensors")))
+                    # one that gets further each time, such as on machines that are lent for an hour, is not at fault
+                    deaths[key] = n + 1 if now == place else 1, now
+                    if deaths[key][0] < ATTEMPTS:
+                        futures[key] = _submit(executor, replace(job, call=f"{job.call}-{time.monotonic_ns()}"))
                         continue
-                    keep_reason(Path(jobs[key].folder), f"its process died {ATTEMPTS} times: killed, or out of memory")
+                    keep_reason(Path(job.folder), f"its process died {ATTEMPTS} times at one place ({why})")
                     status = "failed"
                 counts["runs"] += 1
                 if status in counts:
@@ -181,33 +188,36 @@ def _submit(executor: Executor, job: Job) -> Any:
         raise _broken(error) from None
 
 
-def _ended(future: Any, job: Job, own: bool) -> str | None:
-    """The status of a job's run by its store; None where its process died under it."""
+def _ended(future: Any, job: Job, own: bool) -> tuple[str, str]:
+    """The status of a job's run by its store, or "lost" where its process died under it, and then why."""
     try:
         future.result()
     except DynamicsError:
         raise
-    except BrokenExecutor as error:
-        if own:
-            return None
-        raise _broken(error) from None
+    except CancelledError:
+        raise _broken("it gave up a run: shut down, or the connection lost") from None
     except Exception as error:
-        if LOST & {kind.__name__ for kind in type(error).__mro__}:
-            return None
-        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        lost = own if isinstance(error, BrokenExecutor) else LOST & {kind.__name__ for kind in type(error).__mro__}
+        if lost:
+            return "lost", why
+        if isinstance(error, BrokenExecutor):
+            raise _broken(error) from None
         raise DynamicsError(
-            f"the executor could not run a job ({what}): its processes need this package, and functions that they can "
+            f"the executor could not run a job ({why}): its processes need this package, and functions that they can "
             "import"
         ) from error
-    status = status_of(Path(job.folder))
-    if status in ("missing", "running"):
-        raise DynamicsError(
-            f"a worker has ended {job.folder}, which is not to be seen here: workers must share the sweep's folder"
-        )
-    return status
+    deadline = time.monotonic() + APPEARS
+    while (status := status_of(Path(job.folder))) in ("missing", "running"):
+        if time.monotonic() > deadline:
+            raise DynamicsError(
+                f"a worker has ended {job.folder}, which is not to be seen here: workers must share the sweep's folder"
+            )
+        time.sleep(POLL)
+    return status, ""
 
 
-def _broken(error: Exception) -> DynamicsError:
+def _broken(error: Exception | str) -> DynamicsError:
     what = str(error).partition("\n")[0]
     return DynamicsError(f"the executor is broken ({what}): pass a new one, and the sweep goes on where it stopped")
 
