@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Everything is installed into .venv, nothing outside this folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab lint bench verdicts clean
+.PHONY: help run test lab lint bench packs verdicts clean
 
 # The first Python >= 3.11 found; name another with `make run PYTHON=/path/to/python3.11`.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
@@ -42,6 +42,9 @@ bench: $(INSTALLED) ## run the benchmarks one after another
 	@for f in benchmarks/[!_]*.py; do \
 		[ -e "$$f" ] || { echo "no benchmarks here yet"; break; }; \
 		echo "running $$f ..."; $(BIN)/python "$$f" || exit 1; done
+
+packs: $(INSTALLED) ## record the sweeps that chapters draw (run packs) again; about an hour, goes on where it was stopped
+	@$(BIN)/python -m dynamics packs
 
 verdicts: $(INSTALLED_DEV) ## judge the ledger's claims that are unjudged or outdated, and record the verdicts
 	@echo "judging claims by tests, by the chapters' outputs and by measurements; all of it takes minutes ..."

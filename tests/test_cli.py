@@ -32,6 +32,7 @@ COMMANDS = (
     "hessian",
     "claims",
     "verdicts",
+    "packs",
     "export",
     "chapter",
     "lab",

@@ -51,6 +51,9 @@ def test_agreement_counts_in_standard_deviations_of_seeds() -> None:
     pack = Pack("p", {}, {"a": TINY}, rows)
     assert agreement(pack, Row("a", 0, "finished", {"accuracy": 0.75})) == pytest.approx(2.5)
     assert agreement(pack, Row("a", 0, "diverged", {})) == math.inf
+    close = tuple(Row("b", seed, "finished", {"accuracy": 0.6 + seed / 1e6}) for seed in range(3))
+    both = Pack("p", {}, {"a": TINY, "b": TINY}, rows + close)  # the median spread is about 0.05
+    assert agreement(both, Row("b", 0, "finished", {"accuracy": 0.65})) == pytest.approx(1, rel=1e-4)
     with pytest.raises(DynamicsError, match="spread of two"):
         agreement(Pack("p", {}, {"a": TINY}, rows[:1]), rows[0])
 

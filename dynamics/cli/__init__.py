@@ -20,6 +20,7 @@ import typer
 from ..errors import DynamicsError, unknown
 from .claims import claims
 from .hessian import hessian
+from .packs import packs
 from .picture import save
 from .recipes import recipes
 from .sweep import compare, sweep
@@ -46,6 +47,7 @@ app.command(
 app.command(epilog="Example: dynamics compare runs/mom/momentum=0.8 runs/mom/momentum=0.9")(compare)
 app.command(epilog="Example: dynamics claims --class D --status supported; dynamics claims --id P6-1")(claims)
 app.command(epilog="Example: dynamics verdicts P7-2 S-9; dynamics verdicts --from tests --again")(verdicts)
+app.command(epilog="Example: dynamics packs --list; dynamics packs chapter05 --workers 2")(packs)
 
 
 def main() -> None:

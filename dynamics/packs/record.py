@@ -99,26 +99,37 @@ def again(pack: Pack, recording: Recording, recipe: str, seed: int, *, progress:
 def agreement(pack: Pack, row: Row) -> float:
     """How far a row that was trained again lies from the recorded one: 0 where they agree bit for bit.
 
-    It is the largest difference of a figure, in standard deviations of that figure over the seeds of the recipe; on
-    the machine and the versions of the pack it is 0, on others about 1, since runs that differ by rounding end as
-    different as runs of two seeds. inf where one diverged and the other did not. Raises DynamicsError for a recipe with
-    fewer than two seeds.
+    It is the largest difference of a figure, in standard deviations of that figure over seeds: of this recipe, or the
+    median over recipes where that is larger, since few seeds often lie close together by chance. On the machine and the
+    versions of the pack it is 0, on others about 1, since runs that differ by rounding end as different as runs of two
+    seeds. inf where one diverged and the other did not. Raises DynamicsError for a recipe with fewer than two seeds.
     """
     then = pack[row.recipe, row.seed]
     if then.status != row.status:
         return np.inf
-    others = [r for r in pack.rows if r.recipe == row.recipe and r.status == row.status]
-    if len(others) < 2:
+    spreads = _spreads(pack, row.status)
+    if row.recipe not in spreads:
         raise DynamicsError(f"the pack {pack.name} has one seed of {row.recipe!r}: agreement needs the spread of two")
     worst = 0.0
     for key, value in then.figures.items():
         a, b = np.asarray(value, float), np.asarray(row.figures[key], float)
         if np.array_equal(a, b, equal_nan=True):
             continue
-        spread = np.std([r.figures[key] for r in others], axis=0, ddof=1)
+        usual = np.median([found[key] for found in spreads.values()], axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            worst = max(worst, float(np.nan_to_num(np.abs(a - b) / spread, nan=np.inf).max()))
+            off = np.abs(a - b) / np.fmax(spreads[row.recipe][key], usual)
+        worst = max(worst, float(np.nan_to_num(off, nan=np.inf).max()))
     return worst
+
+
+def _spreads(pack: Pack, status: str) -> dict[str, dict[str, Any]]:
+    """Standard deviation of every figure over the seeds of a recipe, of runs that ended so, by recipe."""
+    found = {}
+    for recipe in pack.recipes:
+        rows = [r.figures for r in pack.rows if r.recipe == recipe and r.status == status]
+        if len(rows) > 1:
+            found[recipe] = {key: np.std([f[key] for f in rows], axis=0, ddof=1) for key in rows[0]}
+    return found
 
 
 def _row(recording: Recording, recipe: str, seed: int, run: Run) -> Row:
