@@ -10,7 +10,8 @@ Nothing else is tuned.
 
 `change` is the mean over seeds of a rung's accuracy minus that of the rung before it, with Student's 95 % interval;
 what contains 0 is too small to tell apart, and `runs to tell` says how many seeds would tell a change of the size seen
-(two-sided 5 %, power 80 %). `time` is the median ratio of training times to the rung before, run next to each other.
+(two-sided 5 %, power 80 %). `as a family` tells apart in Holm's procedure over all changes: the chance of even one
+false alarm is 5 %. `time` is the median ratio of training times to the rung before, run next to each other.
 All is kept in --out as it goes, and a second call goes on where the first one stopped.
 """
 
@@ -28,7 +29,7 @@ from _common import as_json, machine, parse, parser, print_header, print_json, p
 
 import dynamics as dyn
 from dynamics.recipes import LADDER, Rung, scaled
-from dynamics.stats import mean_interval
+from dynamics.stats import holm, mean_interval, paired_difference, runs_needed
 
 POSTS = ("4-", "8-")
 
@@ -102,19 +103,6 @@ def collect(
     return rows
 
 
-def runs_to_tell(change: float, sd: float) -> int | None:
-    """Pairs that see a mean change with power 80 % in a two-sided t-test at 5 %."""
-    if not change or not sd > 0:
-        return None
-    from scipy.stats import nct, t
-
-    for n in range(2, 10_000):
-        bound, shift = t.ppf(0.975, n - 1), abs(change) / sd * n**0.5
-        if nct.sf(bound, n - 1, shift) >= 0.8:
-            return n
-    return None
-
-
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--data", default="shapes", help="shapes, cifar10, a folder or an .npz")
@@ -142,6 +130,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     table = []
     last: list[dict[str, Any]] | None = None
+    changes: dict[str, float] = {}  # p-values
     for rung, _ in rungs:
         mine = [row for row in rows if row["rung"] == rung.name]
         accuracy = mean_interval([100 * row["accuracy"] for row in mine])
@@ -149,32 +138,27 @@ def main() -> None:
             "accuracy": as_json(accuracy), "seconds": median(row["seconds"] for row in mine),
             "diverged": sum(row["status"] == "diverged" for row in mine), "published": rung.accuracy, "tta": rung.tta,
         }  # fmt: skip
-        cells = [
-            rung.name,
-            rung.change,
-            f"{accuracy.mean:.2f}",
-            span(accuracy, 2),
-            f"{one['seconds']:.1f}",
-            "",
-            "",
-            "",
-            "",
-        ]
+        cells = [rung.name, rung.change, f"{accuracy.mean:.2f}", span(accuracy, 2), f"{one['seconds']:.1f}"]
         if last is not None:
-            change = mean_interval([100 * (a["accuracy"] - b["accuracy"]) for a, b in zip(mine, last, strict=True)])
+            change = paired_difference([100 * r["accuracy"] for r in mine], [100 * r["accuracy"] for r in last])
             ratio = median(a["seconds"] / b["seconds"] for a, b in zip(mine, last, strict=True))
             told = change.low > 0 or change.high < 0
-            need = None if told else runs_to_tell(change.mean, change.sd)
-            one |= {"change": as_json(change), "told_apart": told, "runs_to_tell": need, "time_ratio": ratio}
-            cells[5:] = [
-                f"{change.mean:+.2f} ({span(change, 2)})",
-                "yes" if told else "no",
-                str(need or ""),
-                f"{ratio:.2f}",
-            ]
+            need = runs_needed(change.mean, change.sd) if not told and abs(change.mean) > change.sd / 100 else None
+            one |= {
+                "change": {name: getattr(change, name) for name in ("mean", "low", "high", "p", "n")},
+                "told_apart": told, "runs_to_tell": need, "time_ratio": ratio,
+            }  # fmt: skip
+            changes[rung.name] = change.p
+            cells += [f"{change.mean:+.2f} ({change.low:.2f} to {change.high:.2f})", "yes" if told else "no"]
+            cells += [str(need or ""), f"{ratio:.2f}"]
         figures[rung.name] = one
         table.append(cells)
         last = mine
+    if changes:
+        for name, told in zip(changes, holm(list(changes.values())).rejected, strict=True):
+            figures[name]["as_a_family"] = told
+    for cells in table:
+        cells[5:] = [*(cells[5:] or [""] * 4), {True: "yes", False: "no"}.get(figures[cells[0]].get("as_a_family"), "")]
     columns = (
         "rung",
         "what changed",
@@ -186,7 +170,7 @@ def main() -> None:
         "runs to tell",
         "time",
     )
-    print_table(columns, table)
+    print_table((*columns, "as a family"), table)
     if args.json:
         print_json({"rungs": figures, "setting": vars(args) | {"out": str(args.out)}}, about)
 
