@@ -86,7 +86,11 @@ class LocalProcesses(Executor):
 
 def serve(pipe: Connection) -> None:
     """What a worker does: calls, one after another, until the other end of the pipe is closed."""
+    from tqdm import tqdm
+
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # its own would be a semaphore of the system, which is left behind when this process is ended
+    tqdm.set_lock(threading.RLock())
     try:
         pipe.send("ready")
         while True:
