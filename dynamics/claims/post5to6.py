@@ -11,26 +11,26 @@ ENTRIES = (
         "P5-1", "D", "M", "post 5",
         "Test accuracy over learning rate and batch size is flat along a constant ratio of the two.",
         "a figure only",
-        untested=NOT_YET, formulas=(f"{_THEORY}angular_diffusion",),
+        tested=("chapter 05",), formulas=(f"{_THEORY}angular_diffusion",),
     ),
     Entry(
         "P5-2", "D", "S", "post 5",
         "Over learning rate and momentum it is flat where lr / (1 - momentum) is constant.",
         "a figure only",
-        untested=NOT_YET, formulas=(f"{_THEORY}angular_diffusion", f"{_THEORY}momentum_scaled_lr"),
+        tested=("chapter 05",), formulas=(f"{_THEORY}angular_diffusion", f"{_THEORY}momentum_scaled_lr"),
     ),
     Entry(
         "P5-3", "D", "S", "post 5",
         "Over learning rate and weight decay it is flat where the product of the two is constant.",
         "a figure only",
-        untested=NOT_YET, formulas=(f"{_THEORY}angular_diffusion",),
+        tested=("chapter 05",), formulas=(f"{_THEORY}angular_diffusion",),
     ),
     Entry(
         "P5-4", "D", "S", "post 5",
         "The flat directions end where curvature makes a step unstable, and where momentum averages over a time "
         "comparable with the schedule.",
         "a remark: curvature matters little in the region shown",
-        untested=NOT_YET, formulas=(f"{_THEORY}stability_bound",),
+        tested=("chapter 05",), formulas=(f"{_THEORY}stability_bound",),
     ),
     Entry(
         "P5-5", "A", "F", "post 5",
@@ -43,7 +43,7 @@ ENTRIES = (
         "P5-6", "D", "M", "post 5",
         "That search needs fewer runs when its coordinates follow the flat directions.",
         "22 runs",
-        untested=NOT_YET,
+        tested=("tests/test_slices.py::test_P5_6_on_a_ridge_aligned_coordinates_end_lower", "chapter 05"),
     ),
     Entry(
         "P5-7", "E", "S", "post 5",
@@ -54,6 +54,7 @@ ENTRIES = (
             "tests/test_identities_optim.py::"
             "test_P5_7_lr_and_decay_and_size_of_scale_invariant_weights_trade_exactly",
             "tests/test_training.py::test_scale_symmetry",
+            "chapter 05",
             "chapter 06",
         ),
     ),

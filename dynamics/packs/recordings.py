@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import chapter05
 from .record import Recording
 
-RECORDINGS: dict[str, Recording] = {}
+RECORDINGS: dict[str, Recording] = {"chapter05": chapter05.RECORDING}
