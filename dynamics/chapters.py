@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .claims import MIME
+from .data.cifar10 import ARCHIVE, FOLDER, present
+from .data.load import data_folder
 from .errors import DynamicsError, unknown
 
 SCALES = ("fast", "cpu", "full")
@@ -20,12 +22,32 @@ def at_scale(*, fast: T, cpu: T, full: T) -> T:
     """The one of three settings that the environment variable DYNAMICS_SCALE asks for; fast where it is not set.
 
     fast: the embedded data and narrow nets, minutes on two cores; cpu: real CIFAR-10 and narrow nets; full: the
-    published setting, on a GPU. Raises DynamicsError for any other word.
+    published setting, on a GPU. Raises DynamicsError for any other word, and where the setting is a mapping whose
+    "data" is "cifar10" and that is not on disk: a chapter starts no download by itself.
     """
+    scale = chosen_scale()
+    setting = {"fast": fast, "cpu": cpu, "full": full}[scale]
+    if isinstance(setting, Mapping) and setting.get("data") == "cifar10" and not cifar10_on_disk():
+        raise DynamicsError(
+            f"DYNAMICS_SCALE={scale} needs CIFAR-10, which is not on disk: get it with `dynamics data cifar10` "
+            f"({ARCHIVE.size / 1e6:.0f} MB) or put {ARCHIVE.name} into {data_folder()}; to stay on the embedded "
+            "images (shapes), unset DYNAMICS_SCALE and restart the kernel"
+        )
+    return setting
+
+
+def chosen_scale() -> str:
+    """The scale that DYNAMICS_SCALE names, fast where it is not set; raises DynamicsError for an unknown one."""
     scale = os.environ.get("DYNAMICS_SCALE", "fast")
     if scale not in SCALES:
         raise unknown("DYNAMICS_SCALE", scale, SCALES)
-    return {"fast": fast, "cpu": cpu, "full": full}[scale]
+    return scale
+
+
+def cifar10_on_disk() -> bool:
+    """Whether load_data("cifar10") finds its images, unpacked or in the archive, without a download."""
+    folder = data_folder()
+    return present(folder / FOLDER) or (folder / ARCHIVE.name).exists()
 
 
 def find_chapter(name: str, folder: Path) -> Path:
@@ -45,8 +67,9 @@ def execute(notebook: Path, out: Path, *, say: Callable[[str], None] = print) ->
     """Execute a chapter; write its page (html, figures inside) and the executed notebook to `out`; return its verdicts.
 
     The verdicts are those of the cells tagged `verdicts`. say: is told each code cell as it begins. Raises
-    DynamicsError where a cell fails, naming it.
+    DynamicsError where a cell fails, naming it, and for an unknown DYNAMICS_SCALE before any cell runs.
     """
+    chosen_scale()
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -73,10 +96,13 @@ def execute(notebook: Path, out: Path, *, say: Callable[[str], None] = print) ->
     try:
         with client.setup_kernel():
             for n, index in enumerate(code, start=1):
-                first = next((line for line in book.cells[index].source.splitlines() if line.strip()), "")
+                lines = book.cells[index].source.splitlines()
+                first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
                 say(f"  cell {n} of {len(code)}: {first[:80]}")
                 client.execute_cell(book.cells[index], index, execution_count=n)
     except CellExecutionError as error:
+        if error.ename == "DynamicsError":  # which names its mend
+            raise DynamicsError(f"{notebook.name}, code cell {n}: {error.evalue}") from None
         reason = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise DynamicsError(
             f"{notebook.name} failed in code cell {n} ({reason}): open it with `dynamics lab`"

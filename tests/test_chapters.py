@@ -11,7 +11,7 @@ import pytest
 
 import dynamics as dyn
 from dynamics import theory
-from dynamics.chapters import SCALES, at_scale, execute, find_chapter
+from dynamics.chapters import SCALES, at_scale, cifar10_on_disk, execute, find_chapter
 from dynamics.claims import MIME
 from dynamics.errors import DynamicsError
 
@@ -43,6 +43,41 @@ def test_an_unknown_scale_is_named_with_the_nearest(monkeypatch, word, message):
     with pytest.raises(DynamicsError, match=message) as error:
         at_scale(fast=1, cpu=2, full=3)
     assert "\n" not in str(error.value)
+
+
+SETTINGS = {"fast": {"data": "shapes"}, "cpu": {"data": "cifar10", "width": 16}, "full": {"data": "cifar10"}}
+
+
+@pytest.mark.parametrize("scale", ["cpu", "full"])
+def test_a_scale_whose_data_are_not_on_disk_is_told_in_one_line_and_starts_no_download(monkeypatch, tmp_path, scale):
+    monkeypatch.setattr("dynamics.data.cifar10.download", lambda *_, **__: pytest.fail("a download was started"))
+    monkeypatch.setenv("DYNAMICS_DATA", str(tmp_path))
+    monkeypatch.setenv("DYNAMICS_SCALE", scale)
+    assert not cifar10_on_disk()
+    with pytest.raises(DynamicsError, match=f"DYNAMICS_SCALE={scale} needs CIFAR-10") as error:
+        at_scale(**SETTINGS)
+    told = str(error.value)
+    assert "\n" not in told and not list(tmp_path.iterdir())
+    assert "`dynamics data cifar10` (170 MB)" in told and f"cifar-10-binary.tar.gz into {tmp_path}" in told
+    assert "shapes" in told and "unset DYNAMICS_SCALE" in told
+    assert at_scale(fast=1, cpu={"data": "shapes"}, full=3) in ({"data": "shapes"}, 3), "it asks for other data"
+
+
+@pytest.mark.parametrize("file", ["cifar-10-batches-bin/test_batch.bin", "cifar-10-binary.tar.gz"])
+def test_images_on_disk_are_found_unpacked_and_packed(monkeypatch, tmp_path, file):
+    monkeypatch.setenv("DYNAMICS_DATA", str(tmp_path))
+    monkeypatch.setenv("DYNAMICS_SCALE", "cpu")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / f"{file}.part").write_bytes(b"")
+    assert not cifar10_on_disk(), "a part of a download is not the data"
+    (tmp_path / file).write_bytes(b"")
+    assert cifar10_on_disk() and at_scale(**SETTINGS) == SETTINGS["cpu"]
+
+
+def test_the_fast_scale_needs_no_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("DYNAMICS_DATA", str(tmp_path))
+    monkeypatch.delenv("DYNAMICS_SCALE", raising=False)
+    assert at_scale(**SETTINGS) == SETTINGS["fast"]
 
 
 # --- finding
@@ -88,6 +123,15 @@ def test_the_committed_chapters_are_found():
         pytest.skip("needs a checkout")
     for notebook in place.glob("[0-9][0-9]_*.ipynb"):
         assert find_chapter(notebook.stem[:2], place) == find_chapter(notebook.stem, place) == notebook
+
+
+def test_the_map_of_the_course_leads_to_every_chapter():
+    place = Path(dyn.__file__).parents[1] / "notebooks"
+    if not place.is_dir():
+        pytest.skip("needs a checkout")
+    course = (place / "README.md").read_text(encoding="utf-8")
+    missing = [p.name for p in place.glob("[0-9][0-9]_*.ipynb") if f"]({p.name})" not in course]
+    assert not missing, f"give {missing} a row in the map of notebooks/README.md"
 
 
 # --- executing
@@ -174,6 +218,22 @@ def test_a_cell_that_fails_is_named_and_kept(tmp_path):
     outputs = [o.output_type for c in book.cells if c.cell_type == "code" for o in c.outputs]
     assert outputs == ["stream", "error"]
     assert not (tmp_path / "out" / "02_broken.html").exists()
+
+
+def test_an_error_that_names_its_mend_is_told_in_its_own_words(tmp_path):
+    cell = "from dynamics.errors import DynamicsError\nraise DynamicsError('no such data: fetch them')"
+    notebook = write(tmp_path / "02_broken.ipynb", [("a = 1", ()), (cell, ())])
+    with pytest.raises(DynamicsError) as error:
+        execute(notebook, tmp_path / "out", say=lambda line: None)
+    assert str(error.value) == "02_broken.ipynb, code cell 2: no such data: fetch them"
+
+
+def test_an_unknown_scale_is_told_before_a_kernel_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYNAMICS_SCALE", "fats")
+    notebook, said = write(tmp_path / "01_tiny.ipynb", CELLS[:1]), []
+    with pytest.raises(DynamicsError, match="unknown DYNAMICS_SCALE 'fats': did you mean 'fast'"):
+        execute(notebook, tmp_path / "out", say=said.append)
+    assert said == [] and not (tmp_path / "out").exists()
 
 
 def test_a_kernel_that_dies_is_told_in_one_line(tmp_path):
