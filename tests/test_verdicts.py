@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 from typer.testing import CliRunner
 
 from dynamics import theory
@@ -18,7 +16,7 @@ from dynamics.claims.ledger import LEDGER, claim, summary
 from dynamics.claims.records import VERDICTS, read_verdicts, source_hash, stale
 from dynamics.cli import app
 from dynamics.errors import DynamicsError
-from dynamics.verdicts import SOURCES, Measurement, deep_nets, found, judge, measure, quadratics, runner, scales, tasks
+from dynamics.verdicts import SOURCES, Measurement, found, judge, measure, quadratics, runner, scales, tasks
 
 ROOT = Path(__file__).parents[1]
 PLANNED = tasks()
@@ -369,24 +367,6 @@ def test_measure_judges_the_samples_of_its_seeds():
     assert measure(replace(one, exact=True)) == check(one.claim, [1.0, 1.01, 1.02], exact=True)
     with pytest.raises(DynamicsError):
         measure(toy("T-1", fails))
-
-
-@pytest.mark.parametrize("shape", [(7, 3), (5, 2, 3, 4)])
-def test_the_share_of_a_layer_is_that_of_a_slow_loop_over_units(shape):
-    z = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + torch.arange(float(np.prod(shape[1:]))).view(
-        shape[1:]
-    )
-    units = z.double().flatten(1).T
-    spread = [sum((v - sum(unit) / len(unit)) ** 2 for v in unit) / len(unit) for unit in units]
-    square = [sum(v**2 for v in unit) / len(unit) for unit in units]
-    assert deep_nets._share(z) == pytest.approx(float(sum(spread) / sum(square)), rel=1e-12)
-    assert deep_nets._share(z[:1].expand(shape)) == 0 and deep_nets._share(z - z.mean(0)) == pytest.approx(1)
-
-
-def test_without_maxima_one_pixel_of_four_is_left():
-    net = deep_nets._without_maxima(nn.Sequential(nn.Sequential(nn.MaxPool2d(2)), nn.ReLU()))
-    x = torch.rand(2, 3, 4, 6)
-    torch.testing.assert_close(net(x), x[:, :, ::2, ::2], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])

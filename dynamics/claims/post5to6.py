@@ -71,6 +71,7 @@ ENTRIES = (
         "an inner product of 0",
         tested=(
             "tests/test_training.py::test_gradients_are_orthogonal_to_weights_before_batch_norm",
+            "chapter 00",
             "chapter 06",
         ),
     ),
@@ -105,7 +106,7 @@ ENTRIES = (
         "Relative steps of different layers come together in equilibrium, though their norms and gradients differ by "
         "orders of magnitude.",
         "a figure: the layers' curves coincide",
-        tested=("chapter 06", "benchmarks/equilibrium.py"),
+        tested=("chapter 00", "chapter 06", "benchmarks/equilibrium.py"),
     ),
     Entry(
         "P6-3", "D", "S", "post 6",
@@ -119,22 +120,26 @@ ENTRIES = (
         "P6-4", "D", "S", "post 6",
         "SGD with weight decay behaves in equilibrium like LARS with the trust sqrt(2 lr weight_decay (1 - momentum)).",
         "a figure: curves nearly alike",
-        tested=("tests/test_theory.py::test_equilibria_agree_where_optimizers_do",),
-        untested=NOT_YET, formulas=(f"{_THEORY}equivalent_lars_rate",),
+        tested=(
+            "tests/test_theory.py::test_equilibria_agree_where_optimizers_do",
+            "tests/test_chapter07.py::test_P6_4_a_random_walk_under_sgd_settles_at_the_angle_of_lars",
+            "chapter 07",
+        ),
+        formulas=(f"{_THEORY}equivalent_lars_rate",),
     ),
     Entry(
         "P6-5", "D", "S", "post 6",
         "Batch and learning rate n times as large make each equilibrium step sqrt(n) times as large and "
         "leave the angle turned in an epoch as it was.",
         "a step times sqrt(n), an epoch the same",
-        tested=("tests/test_theory.py::test_angle_over_a_window",),
-        untested=NOT_YET, formulas=(f"{_THEORY}angular_diffusion",),
+        tested=("tests/test_theory.py::test_angle_over_a_window", "chapter 07"),
+        formulas=(f"{_THEORY}angular_diffusion",),
     ),
     Entry(
         "P6-6", "D", "S", "post 6",
         "Gradients of different steps are nearly orthogonal to one another, which the Pythagorean sum of steps needs.",
         "about 0",
-        untested=NOT_YET,
+        tested=("chapter 07",),
     ),
     Entry(
         "P6-7", "D", "M", "post 6",
@@ -147,7 +152,7 @@ ENTRIES = (
         "A bad early phase could be mended by initial norms at their equilibrium values, by more momentum or "
         "a lower lr in noisy layers, or by smoother gradient norms.",
         "suggested, not tried",
-        untested=NOT_YET, formulas=(f"{_THEORY}equilibrium_norm",),
+        tested=("chapter 07",), formulas=(f"{_THEORY}equilibrium_norm",),
     ),
     Entry(
         "P6-9", "D", "S", "post 6",

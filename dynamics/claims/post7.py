@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from .entry import NEEDS_CIFAR, NOT_YET, TOO_NEAR, Entry
+from .entry import NEEDS_CIFAR, TOO_NEAR, Entry
 
 _THEORY = "dynamics.theory:"
 _NETS, _MOMENTS, _SIGNALS = "tests/test_nets.py::", "tests/test_moments.py::", "tests/test_theory.py::"
+_DEPTH = "tests/test_theory_depth.py::"
 
 ENTRIES = (
     Entry(
         "P7-1", "D", "M", "post 7",
         "With batch norm, training endures learning rates more than ten times as large.",
         "batch norm: best 0.853 at lr 0.905, 0.559 at 29, never nan; none: best 0.659 at 0.113, nan from 0.32 on",
-        untested=NOT_YET,
+        tested=("chapter 09",),
     ),
     Entry(
         "P7-2", "D", "S", "post 7",
@@ -22,7 +23,7 @@ ENTRIES = (
         tested=(
             f"{_SIGNALS}test_share_within_channels_by_depth",
             f"{_NETS}test_deep_relu_nets_collapse_as_the_correlation_map_says",
-            "dynamics/verdicts/deep_nets.py",
+            "chapter 08",
         ),
         formulas=(f"{_THEORY}correlation_map", f"{_THEORY}within_channel_share"),
     ),
@@ -31,7 +32,12 @@ ENTRIES = (
         "Linear nets do not collapse so, though products of their weights stretch the leading singular value about "
         "tenfold by layer 50.",
         "about 10",
-        tested=(f"{_NETS}test_linear_and_shifted_nets_do_not_collapse", "dynamics/verdicts/deep_nets.py"),
+        tested=(
+            f"{_NETS}test_linear_and_shifted_nets_do_not_collapse",
+            f"{_DEPTH}test_P7_3_a_product_of_random_matrices_stretches_as_the_edge_of_the_law",
+            f"{_DEPTH}test_P7_3_ten_times_at_layer_fifty_is_the_law",
+            "chapter 08",
+        ),
     ),
     Entry(
         "P7-4", "E", "S", "post 7",
@@ -41,6 +47,7 @@ ENTRIES = (
         tested=(
             f"{_NETS}test_shifted_relu_has_mean_0_and_variance_1",
             f"{_NETS}test_linear_and_shifted_nets_do_not_collapse",
+            "chapter 08",
         ),
         formulas=(f"{_THEORY}relu_moments",),
     ),
@@ -49,7 +56,7 @@ ENTRIES = (
         "A convolutional net with max-pooling collapses faster, on photographs a little less than on noise, and batch "
         "norm prevents it everywhere but in the classifier.",
         "figures only",
-        tested=(f"{_SIGNALS}test_share_within_channels_of_a_net", "dynamics/verdicts/deep_nets.py"),
+        tested=(f"{_SIGNALS}test_share_within_channels_of_a_net", "chapter 08"),
     ),
     Entry(
         "P7-6", "D", "S", "post 7",
@@ -59,22 +66,25 @@ ENTRIES = (
         tested=(
             f"{_MOMENTS}test_a_perturbed_net_is_a_copy_moved_by_a_share_of_its_norm",
             f"{_MOMENTS}test_the_mean_moves_as_its_gradient_says",
+            "chapter 09",
         ),
-        untested=NOT_YET,
     ),
     Entry(
         "P7-7", "D", "S", "post 7",
         "The squared gradient of the mean output is far larger without active batch norm, and spread over the layers; "
         "with it most lies in the classifier.",
         "batch norm 2.76, frozen 19.3, none 38.2; the classifier's share 0.84, 0.12, 0.17",
-        tested=(f"{_MOMENTS}test_layers_hold_squares_that_add_up_and_post_7_finds_the_mean_in_the_classifier",),
-        untested=NOT_YET,
+        tested=(
+            f"{_MOMENTS}test_layers_hold_squares_that_add_up_and_post_7_finds_the_mean_in_the_classifier",
+            "tests/test_nearby.py::test_P7_7_the_classifiers_part_is_the_mean_of_its_inputs_whether_norms_are_frozen_or_not",
+            "chapter 09",
+        ),
     ),
     Entry(
         "P7-8", "D", "S", "post 7",
         "Norms that stand behind the ReLU keep those gradients as small when frozen as active ones do.",
         "2.81 against 19.3",
-        untested=NOT_YET,
+        tested=("chapter 09",),
     ),
     Entry(
         "P7-9", "D", "M", "post 7",
@@ -152,6 +162,9 @@ ENTRIES = (
         "P7-18", "D", "S", "post 7",
         "A single batch norm at the outputs would not do, since instabilities beyond the moments of the outputs stay.",
         "a prediction, not tried",
-        untested=NOT_YET,
+        tested=(
+            "tests/test_variants.py::test_P7_18_one_norm_at_the_end_fixes_mean_and_variance_of_every_logit_and_nothing_else",
+            "chapter 09",
+        ),
     ),
 )  # fmt: skip

@@ -158,7 +158,7 @@ def _versions() -> Mapping[str, str]:
 
 
 def _all_measurements() -> tuple[Measurement, ...]:
-    from . import averages, deep_nets, quadratics, scales, sparse, spectra, valley
+    from . import averages, quadratics, scales, sparse, spectra, valley
 
-    modules = (deep_nets, spectra, scales, valley, averages, quadratics, sparse)
+    modules = (spectra, scales, valley, averages, quadratics, sparse)
     return tuple(one for module in modules for one in module.MEASUREMENTS)
