@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import dynamics as dyn
+from dynamics import cli
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+def dynamics(*words: object) -> Ended:
+    """The command line in this process, through `main`."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["dynamics", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 def arrays(n: int = 60, side: int = 16, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -8,14 +7,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from helpers import arrays, toy_recipe, toy_split
+from helpers import Ended, arrays, dynamics, toy_recipe, toy_split
 
 import dynamics as dyn
 from dynamics import cli, recipes
@@ -42,26 +39,6 @@ COMMANDS = (
     "bench",
 )
 TINY = ("--width", 2, "--batch-size", 20, "--epochs", 2, "--precision", "float32")
-
-
-class Ended(NamedTuple):
-    """How a command ended: its exit code, and what it wrote."""
-
-    code: int
-    out: str
-    err: str
-
-
-def dynamics(*words: object) -> Ended:
-    """The command line in this process, through `main`."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["dynamics", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-    return Ended(code, out.getvalue(), err.getvalue())
 
 
 def done(*words: object) -> Ended:

@@ -1,23 +1,19 @@
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import arrays, plain_net, toy_recipe, toy_split
+from helpers import arrays, dynamics, plain_net, toy_recipe, toy_split
 from torch import nn
 from torch.func import functional_call
 
 import dynamics as dyn
-from dynamics import cli
 from dynamics.data import batches
 
 
@@ -27,18 +23,6 @@ def tiny_net(classes: int = 4, seed: int = 0) -> nn.Module:
         nn.Conv2d(3, 3, 3, stride=2, bias=False), nn.BatchNorm2d(3), nn.Softplus(10), nn.AdaptiveMaxPool2d(1),
         nn.Flatten(), nn.Linear(3, classes),
     )  # fmt: skip
-
-
-def dynamics(*words: object) -> tuple[int, str, str]:
-    """Exit code and what was written, of the command line in this process."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["dynamics", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-    return code, out.getvalue(), err.getvalue()
 
 
 def done(*words: object) -> str:

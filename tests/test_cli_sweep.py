@@ -1,45 +1,25 @@
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers import arrays, assert_same, toy_recipe, toy_split
+from helpers import arrays, assert_same, dynamics, toy_recipe, toy_split
 
 import dynamics as dyn
-from dynamics import cli, recipes, stats
+from dynamics import recipes, stats
 from dynamics.cli.sweep import _in_words
 from dynamics.sweeps import Samples
 
 SWEEPS = sys.modules["dynamics.sweeps.sweep"]
 PROCESSES = SWEEPS.LocalProcesses
 TINY = ("--width", 2, "--batch-size", 20, "--epochs", 1, "--precision", "float32", "--workers", 1, "--threads", 1)
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def dynamics(*words: object) -> Ended:
-    """The command line in this process, through `main`."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["dynamics", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-    return Ended(code, out.getvalue(), err.getvalue())
 
 
 def done(*words: object) -> str:
