@@ -81,17 +81,20 @@ def gradient_autocorrelation(
         step = torch.tensor([snap.step])
         past = carry["steps"].tolist() if carry else []  # never on an accelerator, so nothing waits for one here
         found = {lag: past.index(snap.step - lag) for lag in wanted if snap.step - lag in past}
-        fresh = [i for i, s in enumerate(past) if s > snap.step - max(wanted)]
+        stale = sum(s <= snap.step - max(wanted) for s in past)  # these come first
+        columns = [i for i, lag in enumerate(wanted) if lag in found]
         kept, plain, tangential = {}, [], []
         for key, (w, g) in zip(layers.keys, _pairs(snap, snap.grads), strict=True):
             older = carry["gradients"][key].to(g.device) if carry else g.new_empty(0, *snap.params[key].shape)
-            then = {n: as_rows(older[i], snap.params[key]) for n, i in found.items()}
-            tangent, missing = _tangential(g, w), g.new_full((), torch.nan)
-            plain.append(torch.stack([_cosine(g, then[n]) if n in then else missing for n in wanted]))
-            tangential.append(
-                torch.stack([_cosine(tangent, _tangential(then[n], w)) if n in then else missing for n in wanted])
-            )
-            kept[key] = torch.cat([older[fresh], snap.grads[key].detach()[None]])
+            w, g = w.flatten(), g.flatten()
+            cosines = g.new_full((2, len(wanted)), torch.nan)
+            if found:
+                then = torch.stack([as_rows(older[i], snap.params[key]).flatten() for i in found.values()])
+                cosines[0, columns] = _cosines(then, g)
+                cosines[1, columns] = _cosines(_tangential(then, w), _tangential(g, w))
+            plain.append(cosines[0])
+            tangential.append(cosines[1])
+            kept[key] = torch.cat([older[stale:], snap.grads[key].detach()[None]])
         about = {"units": "1", "long_name": "cosine of gradients lag steps apart"}
         about_tangential = {"units": "1", "long_name": "cosine of tangential gradients lag steps apart"}
         reading = {
@@ -100,7 +103,7 @@ def gradient_autocorrelation(
             "cosine": (("layer", "lag"), torch.stack(plain), about),
             "tangential_cosine": (("layer", "lag"), torch.stack(tangential), about_tangential),
         }
-        return reading, {"steps": torch.cat([carry["steps"][fresh], step]) if carry else step, "gradients": kept}
+        return reading, {"steps": torch.cat([carry["steps"][stale:], step]) if carry else step, "gradients": kept}
 
     return autocorrelation
 
@@ -150,9 +153,14 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vecdot(a, b).sum() / (torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b))
 
 
+def _cosines(many: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
+    """Of each of [lag, n] with [n]; nan where one of the two is zero."""
+    return many @ one / (torch.linalg.vector_norm(many, dim=-1) * torch.linalg.vector_norm(one))
+
+
 def _tangential(g: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """The part of g orthogonal to w, both [filters, fan_in] and taken as one vector."""
-    return g - (torch.linalg.vecdot(g, w).sum() / w.square().sum()) * w
+    """The part of g [..., n] orthogonal to w [n]."""
+    return g - (g @ w / w.square().sum())[..., None] * w
 
 
 def _has_momentum(snap: Snapshot) -> bool:
