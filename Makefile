@@ -25,9 +25,9 @@ run: $(INSTALLED) ## execute chapter 06 (weight decay finds an equilibrium), pri
 	@$(BIN)/python -m dynamics chapter 06 --out build
 	@echo "the page: $(CURDIR)/build/06_weight_decay_equilibrium.html (open it in a browser; 'make lab' to play with it)"
 
-test: lint ## lint, the unit tests, and every chapter executed and compared with its committed output
-	@echo "running the unit tests, then the chapters; the chapters take minutes ..."
-	@$(BIN)/python -m pytest
+test: $(INSTALLED_DEV) ## lint, the unit tests, and every chapter executed and compared with its committed output
+	@echo "linting, then running the unit tests and the chapters, a file a core; it takes a quarter of an hour or more ..."
+	@$(BIN)/python -m dynamics test
 
 lab: $(INSTALLED) ## open the chapters in JupyterLab
 	@echo "opening JupyterLab in notebooks/; stop it with Ctrl-C"

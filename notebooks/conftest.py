@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dynamics.claims import MIME
@@ -9,6 +10,10 @@ from dynamics.claims import MIME
 # Warnings and console progress bars go to stderr; a verdict's html carries the measured digits, its text/plain only its
 # status and bounds, and the same digits are in a table's json. nbval itself leaves out images and widgets.
 IGNORED = ("stderr", "text/html", MIME)
+
+# Kernels of pytest-xdist's workers share the cores: more threads than cores wait for one another and cost double.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
 def pytest_collectstart(collector) -> None:

@@ -645,6 +645,7 @@ def test_commands_call_others_and_a_failure_of_theirs_is_1(called, tmp_path):
     called.clear()
     done("test")
     assert [c[2] for c in called] == ["ruff", "ruff", "pytest"] and {c[0] for c in called} == {sys.executable}
+    assert "loadfile" in called[2]  # a chapter's cells share a kernel, so they must not be dealt out
     called.clear()
     done("lab", "--port", 9999)
     assert called == [[sys.executable, "-m", "jupyterlab", "--port=9999", str(tmp_path / "notebooks")]]

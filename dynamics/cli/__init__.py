@@ -359,7 +359,8 @@ def run() -> None:
 def test() -> None:
     """Lint, the unit tests and the chapters: what `make test` does once everything is installed."""
     lint()
-    _call([sys.executable, "-m", "pytest"])
+    # a worker a core, and each file in one of them: a chapter's cells share a kernel
+    _call([sys.executable, "-m", "pytest", "-n", "auto", "--dist", "loadfile"])
 
 
 @app.command(epilog="Example: python -m dynamics lint")
