@@ -139,6 +139,8 @@ def test_html_is_escaped_and_says_the_status_in_words_without_colour():
             assert "&lt;script&gt;a &amp; b&lt;/script&gt;" in page and "Smith &amp; &lt;b&gt;Co" in page
             assert f"{SYMBOLS[verdict.status]} {verdict.status}" in page
             assert "color" not in page and "background" not in page
+        whole = re.findall(r"nowrap'>(?:<b>)?([^<]*)", table([verdict])._repr_html_())
+        assert f"{SYMBOLS[verdict.status]} {verdict.status}" in whole  # a narrow page does not break it
 
 
 def test_json_is_strict():

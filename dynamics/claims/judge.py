@@ -131,11 +131,13 @@ class VerdictTable:
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("claim", "status", "claimed", "measured", "text", "source"))
+        left, whole = "style='text-align: left'", "style='text-align: left; white-space: nowrap'"
+        names = ("claim", "status", "claimed", "measured", "text", "source")
+        head = "".join(f"<th {left}>{name}</th>" for name in names)
         body = "".join(
-            f"<tr><td>{html.escape(v.claim.id)}</td><td><b>{_status(v)}</b></td><td>{html.escape(_bounds(v.claim))}</td>"
-            f"<td>{html.escape(_measured(v))}</td><td style='text-align: left'>{html.escape(v.claim.text)}</td>"
-            f"<td style='text-align: left'>{html.escape(v.claim.source)}</td></tr>"
+            f"<tr><td {whole}>{html.escape(v.claim.id)}</td><td {whole}><b>{_status(v)}</b></td>"
+            f"<td {whole}>{html.escape(_bounds(v.claim))}</td><td {left}>{html.escape(_measured(v))}</td>"
+            f"<td {left}>{html.escape(v.claim.text)}</td><td {left}>{html.escape(v.claim.source)}</td></tr>"
             for v in self.verdicts
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

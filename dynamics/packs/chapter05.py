@@ -1,12 +1,18 @@
-"""Chapter 05's pack: three slices through one recipe, and how far two of their flat directions go."""
+"""Chapter 05's pack, three slices through one recipe and how far two flat directions go; and its pinned SGD."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from ..nets import Net
-from ..optim import SGD, PiecewiseLinear
+from ..optim import SGD, PiecewiseLinear, Tensors
+from ..optim.base import lr_at
+from ..rng import generator
 from ..runs import Run
 from ..slices import ALIGNED, hyperparameters, moved, slice_recipes, with_values
 from ..slices.grid import cell_name
@@ -32,6 +38,32 @@ SLICES: Mapping[str, tuple[Mapping[str, tuple[float, ...]], Mapping[str, tuple[f
 
 FARTHER: Mapping[str, tuple[float, ...]] = {"batch_size": (8, 16, 32), "momentum": (1 / 4, 1 / 16, 1 / 32)}
 """Factors by which the base is moved along two flat directions, beyond the slices."""
+
+
+@dataclass(frozen=True)
+class PinnedSGD(SGD):
+    """SGD that gives every convolution a gradient g with ||w|| ||g|| = sqrt(2 λ (1 - ρ) / η), whatever the loss gave.
+
+    Then length 1 is the equilibrium of the weights w (theory.equilibrium_norm), from the first step on, and stays it:
+    what is left of the laws of diffusion to be tested are the directions. The ratio of a gradient of zero is nan. coin:
+    a seed; each filter's gradient then gets a random sign, drawn anew at every step, and keeps its size and its axis.
+    Other parameters get SGD's own steps.
+    """
+
+    coin: int | None = None
+
+    def update(
+        self, grads: Tensors, opt: Mapping[str, Any], params: Tensors, epoch: float
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        grads = dict(grads)
+        wanted = math.sqrt(2 * self.weight_decay * (1 - self.momentum) / lr_at(self.lr, epoch))
+        draws = generator(self.coin or 0, "sign", round(epoch * 1e6))
+        for k in (k for k in grads if k.endswith("conv.weight")):
+            g = grads[k] * (wanted / (grads[k].norm() * params[k].norm()))
+            if self.coin is not None:
+                g = g * (2.0 * torch.randint(2, (len(g), 1, 1, 1), generator=draws).to(g) - 1)
+            grads[k] = g
+        return super().update(grads, opt, params, epoch)
 
 
 def along(name: str) -> dict[float, Recipe]:
