@@ -83,25 +83,25 @@ def gradient_autocorrelation(
         found = {lag: past.index(snap.step - lag) for lag in wanted if snap.step - lag in past}
         stale = sum(s <= snap.step - max(wanted) for s in past)  # these come first
         columns = [i for i, lag in enumerate(wanted) if lag in found]
-        kept, plain, tangential = {}, [], []
+        kept, cosines = {}, []
         for key, (w, g) in zip(layers.keys, _pairs(snap, snap.grads), strict=True):
             older = carry["gradients"][key].to(g.device) if carry else g.new_empty(0, *snap.params[key].shape)
             w, g = w.flatten(), g.flatten()
-            cosines = g.new_full((2, len(wanted)), torch.nan)
+            of_layer = g.new_full((2, len(wanted)), torch.nan)
             if found:
                 then = torch.stack([as_rows(older[i], snap.params[key]).flatten() for i in found.values()])
-                cosines[0, columns] = _cosines(then, g)
-                cosines[1, columns] = _cosines(_tangential(then, w), _tangential(g, w))
-            plain.append(cosines[0])
-            tangential.append(cosines[1])
+                of_layer[0, columns] = _cosine(then, g)
+                of_layer[1, columns] = _cosine(_tangential(then, w), _tangential(g, w))
+            cosines.append(of_layer)
             kept[key] = torch.cat([older[stale:], snap.grads[key].detach()[None]])
+        plain, tangential = torch.stack(cosines, dim=1)
         about = {"units": "1", "long_name": "cosine of gradients lag steps apart"}
         about_tangential = {"units": "1", "long_name": "cosine of tangential gradients lag steps apart"}
         reading = {
             "layer": layers.coords["layer"],
             "lag": wanted,
-            "cosine": (("layer", "lag"), torch.stack(plain), about),
-            "tangential_cosine": (("layer", "lag"), torch.stack(tangential), about_tangential),
+            "cosine": (("layer", "lag"), plain, about),
+            "tangential_cosine": (("layer", "lag"), tangential, about_tangential),
         }
         return reading, {"steps": torch.cat([carry["steps"][stale:], step]) if carry else step, "gradients": kept}
 
@@ -126,7 +126,8 @@ def momentum_alignment(snap: Snapshot) -> Reading:
     # torch.optim makes a parameter's buffer at its first step
     buffers = {k: opt[name][k] if name and k in opt[name] else torch.zeros_like(snap.params[k]) for k in layers.keys}
     triples = [
-        (m.to(w.dtype), g, w) for (w, g), (_, m) in zip(_pairs(snap, snap.grads), _pairs(snap, buffers), strict=True)
+        (m.to(w.dtype).flatten(), g.flatten(), w.flatten())
+        for (w, g), (_, m) in zip(_pairs(snap, snap.grads), _pairs(snap, buffers), strict=True)
     ]
     return {
         "layer": layers.coords["layer"],
@@ -149,13 +150,8 @@ def momentum_alignment(snap: Snapshot) -> Reading:
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of two tensors [filters, fan_in]; nan where one of them is zero."""
-    return torch.linalg.vecdot(a, b).sum() / (torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b))
-
-
-def _cosines(many: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
-    """Of each of [lag, n] with [n]; nan where one of the two is zero."""
-    return many @ one / (torch.linalg.vector_norm(many, dim=-1) * torch.linalg.vector_norm(one))
+    """Of each of a [..., n] with b [n]; nan where one of the two is zero."""
+    return a @ b / (torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b))
 
 
 def _tangential(g: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
