@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from dynamics.claims import MIME
+from dynamics.sweeps.sweep import usable_cores
 
 # Warnings and console progress bars go to stderr; a verdict's html carries the measured digits, its text/plain only its
 # status and bounds, and the same digits are in a table's json. nbval itself leaves out images and widgets.
@@ -13,7 +14,7 @@ IGNORED = ("stderr", "text/html", MIME)
 
 # Kernels of pytest-xdist's workers share the cores: more threads than cores wait for one another and cost double.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // workers)))
 
 
 def pytest_collectstart(collector) -> None:

@@ -92,7 +92,7 @@ def sweep(
         if manifest["threads"] not in (None, threads):
             threads = manifest["threads"]
             if executor is None:
-                workers = min(workers, max(1, _cores() // threads))
+                workers = min(workers, max(1, usable_cores() // threads))
         made = Sweep(folder, tuple(named), listed)
         if retry:
             for key in made:
@@ -274,14 +274,14 @@ def _shares(workers: int | None, threads: int | None, count: int, device: str) -
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise DynamicsError(f"{name} must be a whole number of at least 1, got {value!r}")
-    cores = _cores()
+    cores = usable_cores()
     if workers is None:
         most = 1 if device != "cpu" else cores // threads if threads else cores
         workers = max(1, min(most, count))
     return workers, threads or max(1, cores // workers)
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
