@@ -41,7 +41,7 @@ def test_its_steps_are_sgds_with_gradients_of_the_size_that_length_1_balances() 
 def test_a_coin_turns_filters_round_and_changes_nothing_else() -> None:
     plain, coin = PinnedSGD(0.05, weight_decay=1e-2), PinnedSGD(0.05, weight_decay=1e-2, coin=3)
     params, grads = drawn(0), drawn(1)
-    without = PinnedSGD(0.05, weight_decay=1e-2).update(grads, plain.init(params), params, 0.5)[0]
+    without = plain.update(grads, plain.init(params), params, 0.5)[0]
 
     def signs(optimizer: PinnedSGD, epoch: float) -> list[float]:
         updates = optimizer.update(grads, optimizer.init(params), params, epoch)[0]

@@ -45,9 +45,9 @@ class PinnedSGD(SGD):
     """SGD that gives every convolution a gradient g with ||w|| ||g|| = sqrt(2 λ (1 - ρ) / η), whatever the loss gave.
 
     Then length 1 is the equilibrium of the weights w (theory.equilibrium_norm), from the first step on, and stays it:
-    what is left of the laws of diffusion to be tested are the directions. The ratio of a gradient of zero is nan. coin:
-    a seed; each filter's gradient then gets a random sign, drawn anew at every step, and keeps its size and its axis.
-    Other parameters get SGD's own steps.
+    what is left of the laws of diffusion to be tested are the directions. lr stays above 0; a gradient of zero becomes
+    nan. coin: a seed; each filter's gradient then gets a random sign, drawn anew at every step, and keeps its size and
+    its axis. Other parameters get SGD's own steps.
     """
 
     coin: int | None = None
@@ -57,10 +57,10 @@ class PinnedSGD(SGD):
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         grads = dict(grads)
         wanted = math.sqrt(2 * self.weight_decay * (1 - self.momentum) / lr_at(self.lr, epoch))
-        draws = generator(self.coin or 0, "sign", round(epoch * 1e6))
+        draws = None if self.coin is None else generator(self.coin, "sign", round(epoch * 1e6))
         for k in (k for k in grads if k.endswith("conv.weight")):
             g = grads[k] * (wanted / (grads[k].norm() * params[k].norm()))
-            if self.coin is not None:
+            if draws is not None:
                 g = g * (2.0 * torch.randint(2, (len(g), 1, 1, 1), generator=draws).to(g) - 1)
             grads[k] = g
         return super().update(grads, opt, params, epoch)
